@@ -120,7 +120,9 @@ def load(path: Path, *, schema: str, version: int = 1, made_by: str) -> tuple[di
             found = (meta.get("schema"), meta.get("version"))
             if found != (schema, version):
                 have = f"`{found[0]}` version {found[1]}" if found[0] else "no pgolf artifact"
-                raise InputError(f"{path} holds {have}, expected `{schema}` version {version}: run `pgolf {made_by}` again")
+                raise InputError(
+                    f"{path} holds {have}, expected `{schema}` version {version}: run `pgolf {made_by}` again"
+                )
             return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
     except (safetensors.SafetensorError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is damaged ({error}): run `pgolf {made_by}` again") from None
