@@ -30,7 +30,7 @@ class _EagerRMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         r = (norm.square() / x.size(-1) + EPS).rsqrt_()
-        y = x * r
+        y: Tensor = x * r
         ctx.save_for_backward(y, r)
         return y
 

@@ -1,0 +1,127 @@
+"""What a person sees: one live line, tables, one-line errors. Nothing here can affect a byte of an artifact.
+
+In a terminal progress is one live line; elsewhere (CI, a log file) it is a plain line every few seconds.
+Exit codes: 0 done, 1 a gate failed, 2 bad input or interrupted.
+"""
+
+import contextlib
+import functools
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from pgolf.errors import InputError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+console = Console(stderr=True, highlight=False)
+PLAIN_INTERVAL = 10.0
+"""Seconds between progress lines outside a terminal."""
+
+
+class Progress:
+    """A line that says how far a stage is; see `progress`."""
+
+    def __init__(self, stage: str, live: Live | None) -> None:
+        self.stage, self.live, self.shown = stage, live, time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        """Show a new state."""
+        line = f"{self.stage}: {text}"
+        if self.live:
+            self.live.update(Text(line, no_wrap=True, overflow="ellipsis"))
+        elif time.monotonic() - self.shown >= PLAIN_INTERVAL:
+            self.shown = time.monotonic()
+            console.print(line, soft_wrap=True, markup=False)
+
+    def count(self, what: str) -> Callable[[int, int], None]:
+        """A callback (done, total) that shows `what` with a percentage."""
+        return lambda done, total: self(f"{what} {done:,} of {total:,} ({done / max(total, 1):.0%})")
+
+
+@contextlib.contextmanager
+def progress(stage: str) -> Iterator[Progress]:
+    """Show the progress of a stage and, when it is done, how long it took."""
+    start = time.monotonic()
+    if console.is_terminal:
+        with Live(console=console, transient=True, refresh_per_second=4) as live:
+            yield Progress(stage, live)
+    else:
+        yield Progress(stage, None)
+    console.print(f"{stage}: done in {time.monotonic() - start:.1f} s", soft_wrap=True, markup=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table; numbers are right-aligned, whole numbers with thousands separators."""
+    grid = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        numeric = rows and all(isinstance(row[index], int | float) or row[index] in ("", "-") for row in rows)
+        grid.add_column(column, justify="right" if numeric else "left")
+    for row in rows:
+        grid.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+    console.print(grid)
+
+
+def handled(command: Callable[P, T]) -> Callable[P, T]:
+    """The command with its errors turned into one message and exit code 2."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        previous = signal.signal(signal.SIGTERM, _terminate)
+        try:
+            return command(*args, **kwargs)
+        except InputError as error:
+            console.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        except KeyboardInterrupt:
+            console.print(
+                f"[bold red]{command.__name__} was interrupted.[/] Outputs are written whole or not at all: nothing "
+                "half-written is left. Run the same command again; training goes on from its last saved state.",
+                soft_wrap=True,
+            )
+        except OSError as error:
+            if error.filename is None and error.errno is None:
+                raise
+            console.print(
+                f"[bold red]error:[/] {_escape(str(error))}: check the path, its rights and the free disk space"
+            )
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        raise typer.Exit(2)
+
+    return run
+
+
+def stage_main(command: Callable[..., Any]) -> None:
+    """Run one stage as a program (`python -m stages.NAME`)."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(handled(command))
+    app(prog_name=f"python -m stages.{command.__name__}")
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """A terminated stage cleans up like an interrupted one."""
+    raise KeyboardInterrupt
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def quiet() -> None:
+    """Silence everything but errors, for ranks other than the first."""
+    console.quiet = True
+
+
+def warn(text: str) -> None:
+    """A line that a user should not miss."""
+    console.print(f"[yellow]warning:[/] {_escape(text)}", soft_wrap=True)
+    sys.stderr.flush()

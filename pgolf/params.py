@@ -1,0 +1,34 @@
+"""params.yaml, read with the parser that DVC uses (YAML 1.2: `1e-3` is a number, `on` is text)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pgolf.config import build, suggest
+from pgolf.errors import InputError
+
+T = TypeVar("T")
+
+
+def read_params(path: Path) -> dict[str, Any]:
+    """The whole file as plain mappings and lists."""
+    if not path.exists():
+        raise InputError(f"{path} is missing: run in the folder that holds params.yaml, or name it with --params")
+    try:
+        params = YAML(typ="safe", pure=True).load(path)
+    except YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(params, Mapping):
+        raise InputError(f"{path} must hold one section per stage, got {type(params).__name__}")
+    return dict(params)
+
+
+def section(path: Path, name: str, cls: type[T]) -> T:
+    """One section of params.yaml as its dataclass; every mistake is an InputError naming the key."""
+    params = read_params(path)
+    if name not in params:
+        raise InputError(f"{path} has no section `{name}`{suggest(name, map(str, params))}")
+    return build(cls, params[name], name)

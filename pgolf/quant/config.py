@@ -1,0 +1,50 @@
+"""The `quantize` section: bits and clip per tensor class, and the solver's constants."""
+
+from dataclasses import dataclass
+
+from pgolf.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GridConfig:
+    """Uniform symmetric grid of one tensor class, one scale per row."""
+
+    bits: int = 6
+    """Code width b; codes lie in [-c, c] with c = 2^(b-1) - 1."""
+    k_sigma: float = 12.85
+    """SDClip: the grid ends at k standard deviations of the row (PR 1394)."""
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise InputError(f"`bits` is {self.bits}; codes are stored as int8, so it must lie between 2 and 8")
+        if self.k_sigma <= 0:
+            raise InputError(f"`k_sigma` is {self.k_sigma}; it must be greater than 0")
+
+    @property
+    def clip(self) -> int:
+        """Largest code c."""
+        return int(2 ** (self.bits - 1) - 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizeConfig:
+    """Defaults are PR 1394's and 1493's."""
+
+    embed: GridConfig = GridConfig(bits=8, k_sigma=20.0)
+    """Tied embedding, quantized as output head."""
+    attn: GridConfig = GridConfig()
+    """Query, key, value and output projections."""
+    mlp: GridConfig = GridConfig()
+    """Up and down projections."""
+    damp: float = 0.01
+    """Added to the Hessian's diagonal, as a fraction of its mean."""
+    blocksize: int = 128
+    """Columns between two updates of the remaining matrix; changes speed, not the result beyond rounding."""
+    small_numel: int = 65_536
+    """Tensors with at most this many elements are kept as float16."""
+
+    def __post_init__(self) -> None:
+        if self.damp <= 0:
+            raise InputError(f"`damp` is {self.damp}; it must be greater than 0 for the Hessian to be invertible")
+        if self.blocksize < 1:
+            raise InputError(f"`blocksize` is {self.blocksize}; it must be at least 1")

@@ -1,0 +1,26 @@
+"""Symmetric grids with one float16 scale per row, and the clip that sets it (SDClip, PR 1394).
+
+    s_i = float16(max(k std(W_i) / c, 1e-10)),  q = clamp(round(w / s), -c, c),  W^ = q s
+
+std is unbiased and taken over the original row; q is computed with the rounded scale, so that nothing is lost on load.
+"""
+
+import torch
+from torch import Tensor
+
+
+def sdclip_scale(weight: Tensor, k_sigma: float, clip: int) -> Tensor:
+    """Row scales [m], float16, of W [m, n]; a row too small for float16 gets the smallest normal number."""
+    scale = (k_sigma * weight.float().std(dim=1) / clip).clamp_min(1e-10).half()
+    return scale.clamp_min(torch.finfo(torch.float16).tiny)
+
+
+def round_to_nearest(weight: Tensor, scale: Tensor, clip: int) -> Tensor:
+    """Codes int8 of W [m, n] (or of columns [m]) without error feedback; ties go to even."""
+    steps = weight / (scale.float()[:, None] if weight.ndim == 2 else scale.float())
+    return steps.round().clamp(-clip, clip).to(torch.int8)
+
+
+def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
+    """W^ [m, n], float32, from codes [m, n] and scales [m]."""
+    return codes.float() * scale.float()[:, None]

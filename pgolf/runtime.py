@@ -1,0 +1,80 @@
+"""The whole program of a submission, in memory: train, calibrate, quantize, encode, decode, score.
+
+This module and what it imports is the runtime closure: `pgolf.submit.pack_code` turns it into the one `train_gpt.py`
+whose bytes count. Shards come from DATA_PATH in the challenge's format; the byte sidecar beside the validation shards
+is used where it exists, otherwise the tokenizer at TOKENIZER_PATH gives the bytes per token.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgolf.budget import Clock
+from pgolf.codec.config import CompressConfig
+from pgolf.config import build
+from pgolf.data.shards import read_shard, shard_files
+from pgolf.device import pick_device, synchronize
+from pgolf.errors import InputError
+from pgolf.evaluate.config import EvaluateConfig
+from pgolf.evaluate.run import evaluate
+from pgolf.model.config import ModelConfig
+from pgolf.quant.artifact import decode_model, encode_model
+from pgolf.quant.calibrate import calibrate
+from pgolf.quant.calibrate_config import CalibrateConfig
+from pgolf.quant.config import QuantizeConfig
+from pgolf.quant.quantize import quantize_model
+from pgolf.train.config import TrainConfig
+from pgolf.train.run import run_training
+
+
+def validation(data: Path, tokenizer: Path) -> tuple[NDArray[np.uint16], NDArray[np.integer]]:
+    """The validation tokens [n] and the bytes charged to each [n]."""
+    tokens = np.concatenate([read_shard(path) for path in shard_files(data, "val")])
+    if any(data.glob("fineweb_val_bytes_*.bin")):
+        return tokens, np.concatenate([read_shard(path) for path in shard_files(data, "val_bytes")])
+    from sentencepiece import SentencePieceProcessor
+
+    from pgolf.data.byte_table import byte_table
+
+    return tokens, byte_table(SentencePieceProcessor(model_file=str(tokenizer))).counts(tokens)
+
+
+def main(params: Mapping[str, Any]) -> dict[str, float]:
+    """Run everything with the resolved params; prints one line per phase and returns the final numbers."""
+    data, tokenizer = (
+        Path(os.environ.get("DATA_PATH", "tokens")),
+        Path(os.environ.get("TOKENIZER_PATH", "tokenizer.model")),
+    )
+    out = Path(os.environ.get("ARTIFACT_PATH", "model.pgolf"))
+    if not tokenizer.exists():
+        raise InputError(f"{tokenizer} is missing: set TOKENIZER_PATH to the SentencePiece model of the shards")
+    tokenizer_hash = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
+    model_config = build(ModelConfig, params["model"], "model")
+    quantize_config = build(QuantizeConfig, params["quantize"], "quantize")
+    shards, (device, dtype), clock = shard_files(data, "train"), pick_device(), Clock()
+    run = run_training(
+        model_config, build(TrainConfig, params["train"], "train"), params["vocab_size"], shards, device, dtype,
+        report=lambda r: print(f"step:{r.step} train_loss:{r.loss:.4f} train_time:{r.seconds:.1f}s", flush=True),
+    )  # fmt: skip
+    with clock.phase("calibrate"):
+        hessians = calibrate(run.model, build(CalibrateConfig, params["calibrate"], "calibrate"), shards)
+    print(f"train_time:{run.trained.seconds:.1f}s calibrate_time:{clock.seconds('calibrate'):.1f}s", flush=True)
+    state = {name: tensor.detach().cpu() for name, tensor in run.model.state_dict().items()}
+    quantized = quantize_model(state, hessians, run.model.matrix_inputs(), quantize_config)
+    codec = build(CompressConfig, params["compress"], "compress").codec
+    blob = encode_model(quantized.tensors, model_config, params["vocab_size"], quantize_config, tokenizer_hash, codec)
+    out.write_bytes(blob)
+    print(f"bytes_model:{len(blob)}", flush=True)
+    tokens, token_bytes = validation(data, tokenizer)
+    with clock.phase("evaluate"):
+        model, _ = decode_model(out.read_bytes(), device, dtype)
+        result = evaluate(model, tokens, token_bytes, build(EvaluateConfig, params["evaluate"], "evaluate"))
+        synchronize(device)
+    print(f"quantized_bpb:{result.plain.bpb:.8f}")
+    print(f"val_loss:{result.final.loss:.8f} val_bpb:{result.final.bpb:.8f} eval_time:{clock.seconds('evaluate'):.1f}s")
+    return {"val_bpb": result.final.bpb, "val_loss": result.final.loss, "bytes_model": len(blob)}

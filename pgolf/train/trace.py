@@ -1,0 +1,47 @@
+"""The training trace: what a run did over time, kept on the device until it ends.
+
+step, seconds, lr, loss        one value per entry
+grad_norm [entries, L]         gradient norm per physical layer, before clipping
+skip_gate [entries, skips]     mean of sigmoid(skip_gates) per decoder position
+q_gain    [entries, L]         mean query gain per layer
+"""
+
+import torch
+from torch import Tensor
+
+from pgolf.model.gpt import GPT
+
+
+class Trace:
+    """Entries gathered during training; `tensors` stacks them."""
+
+    def __init__(self, model: GPT, earlier: dict[str, Tensor] | None = None) -> None:
+        """`earlier` is the trace of an interrupted run, which this one continues."""
+        self.model = model
+        self.rows: dict[str, list[Tensor]] = {
+            name: list(values.cpu().unbind()) for name, values in (earlier or {}).items()
+        }
+        self.layers = [list(block.parameters()) for block in model.blocks]
+
+    @torch.no_grad()
+    def gradients(self) -> None:
+        """Note the gradient norms; call between backward and clipping."""
+        norms = [torch.stack(torch._foreach_norm([p.grad for p in layer])).norm() for layer in self.layers]  # type: ignore[misc]
+        self._add("grad_norm", torch.stack(norms))
+
+    @torch.no_grad()
+    def entry(self, step: int, seconds: float, lr: float, loss: Tensor) -> None:
+        """Note one step: progress in optimizer steps and seconds, learning-rate multiplier, loss in nats per token."""
+        self._add("step", torch.tensor(step))
+        self._add("seconds", torch.tensor(seconds))
+        self._add("lr", torch.tensor(lr))
+        self._add("loss", loss.detach().float())
+        self._add("skip_gate", torch.sigmoid(self.model.skip_gates).mean(1))
+        self._add("q_gain", torch.stack([block.attn.q_gain.mean() for block in self.model.blocks]))  # type: ignore
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self.rows.setdefault(name, []).append(value.clone())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every series, stacked over the entries."""
+        return {name: torch.stack([value.cpu() for value in values]) for name, values in self.rows.items() if values}

@@ -1,0 +1,103 @@
+"""No traces of one machine in the repository, and no pickle where artifacts are read or written."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+MACHINE_PATH = re.compile(r"(?<![\w.~/-])/(?:home|root|opt|work|mnt|Users)/\w")
+PACKAGE_INDEX = re.compile(
+    r"\bpypi\.\w|\bpythonhosted\.|https?://[^\s\"']+/simple\b|index[-_]url(?![= \"]+https://download\.pytorch\.org/)"
+)
+PICKLE_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+PICKLE_CALLS = {"torch.load", "torch.save", "numpy.save", "np.save"}
+
+
+def repository_files() -> list[Path]:
+    """Tracked files and new ones that git does not ignore."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    return [path for name in sorted(set(listed.split("\0")) - {""}) if (path := ROOT / name).is_file()]
+
+
+def matches(pattern: re.Pattern[str], text: str) -> list[int]:
+    """Numbers of the lines that match."""
+    return [number for number, line in enumerate(text.splitlines(), 1) if pattern.search(line)]
+
+
+def pickles(source: str) -> list[int]:
+    """Numbers of the lines that import or call something that pickles."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            bad = any(alias.name.partition(".")[0] in PICKLE_MODULES for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            bad = (node.module or "").partition(".")[0] in PICKLE_MODULES or bool(names & PICKLE_CALLS)
+        elif isinstance(node, ast.Attribute):
+            bad = ast.unparse(node) in PICKLE_CALLS
+        else:
+            bad = isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False"
+        if bad:
+            found.append(getattr(node, "lineno", 0))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("pattern", [MACHINE_PATH, PACKAGE_INDEX], ids=["machine path", "package index"])
+def test_no_file_names_a_machine(pattern: re.Pattern[str]) -> None:
+    files = repository_files()
+    assert ROOT / "pyproject.toml" in files
+    found = []
+    for path in files:
+        try:
+            text = path.read_text("utf-8")
+        except UnicodeDecodeError:
+            continue  # binary
+        found += [f"{path.relative_to(ROOT)}:{number}" for number in matches(pattern, text)]
+    assert not found, found
+
+
+def test_nothing_pickles() -> None:
+    paths = sorted([*(ROOT / "pgolf").rglob("*.py"), *(ROOT / "stages").rglob("*.py")])
+    assert paths
+    found = [f"{path.relative_to(ROOT)}:{line}" for path in paths for line in pickles(path.read_text("utf-8"))]
+    assert not found, found
+
+
+def test_the_patterns_see_what_they_should() -> None:
+    slash = "/"
+    for text in (f"{slash}home/me/x", f'"{slash}opt/venv"', f"cd {slash}root/x", f"={slash}Users/x"):
+        assert matches(MACHINE_PATH, text), text
+    for text in ("~/work/x", "a/work/x", "https://example.org/home/x", "../opt/x", "/tmp", "home/x"):
+        assert not matches(MACHINE_PATH, text), text
+    dot = "."
+    for text in (
+        f"https://pypi{dot}org/p",
+        f"https://a{dot}b/c/" + "simple",
+        f"https://files.pythonhosted{dot}org/x",
+        "--index" + "-url http://a/b",
+    ):
+        assert matches(PACKAGE_INDEX, text), text
+    for text in ("--index" + "-url https://download.pytorch.org/whl/cpu", "the package index", "https://a.b/simplex"):
+        assert not matches(PACKAGE_INDEX, text), text
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "def f():\n    from pickle import loads",
+        "import torch\nx = torch.load('x')",
+        "from torch import save",
+        "f = torch.save",
+        "np.load('x', allow_pickle=True)",
+        "np.save('x', y)",
+    ],
+)
+def test_every_way_to_pickle_is_seen(source: str) -> None:
+    assert pickles(source)
+    assert not pickles('"""No pickle, no torch.load."""\nx.load(y)\nnp.load("x", allow_pickle=False)\n')

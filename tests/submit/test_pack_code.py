@@ -1,0 +1,207 @@
+"""Packed programs run like their sources: alone, in an empty folder, without site packages or the pipeline's tools."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgolf.submit.closure import ClosureError, find_module, import_closure
+from pgolf.submit.pack_code import ALLOWED, FORBIDDEN, OPTIONAL, minify, optional_modules, pack_code, unpack_code
+
+ROOT = Path(__file__).parents[2]
+
+FILES = {
+    "prog/__init__.py": '"""A package."""\n',
+    "prog/constants.py": (
+        '"""Constants."""\n\nfrom typing import Final\n\nSCALE: Final = 3\n"""Documented."""\nNAME = "prog ü \\\\0"\n'
+    ),
+    "prog/part/__init__.py": "",
+    "prog/part/config.py": (
+        "from __future__ import annotations\n"
+        "from collections.abc import Mapping\n"
+        "from dataclasses import dataclass\n"
+        "from typing import TYPE_CHECKING, Any, Literal, get_type_hints\n"
+        "if TYPE_CHECKING:\n    from missing_package import Thing\n"
+        "@dataclass(frozen=True, slots=True)\n"
+        "class Config:\n"
+        '    """Doc."""\n'
+        '    size: int\n    """Documented field."""\n'
+        '    kind: Literal["a", "b"] = "a"\n'
+        "    names: tuple[str, ...] = ()\n"
+        "    def twice(self) -> int:\n"
+        '        """Doc."""\n'
+        "        doubled: int = 2 * self.size\n"
+        '        assert doubled >= 0, "a long message that need not ship"\n'
+        "        return doubled\n"
+        "def build(values: Mapping[str, Any], thing: Thing | None = None) -> Config:\n"
+        "    hints = get_type_hints(Config)\n"
+        "    assert set(values) <= set(hints)\n"
+        "    return Config(**{k: tuple(v) if hints[k] == tuple[str, ...] else v for k, v in values.items()})\n"
+    ),
+    "prog/part/kernel.py": (
+        "import inspect\n"
+        "class constexpr: ...\n"
+        "def jit(fn):\n"
+        "    return inspect.getsource(fn), {k: v for k, v in fn.__annotations__.items()}\n"
+        "def custom_op(fn):\n    return fn\n"
+        "@jit\n"
+        "def kernel(x, BLOCK: constexpr):\n    # a comment\n    y = x * BLOCK\n    return y\n"
+        "class Holder:\n    def method(self):\n        return 1\n"
+        "method_source = inspect.getsource(Holder.method)\n"
+    ),
+    "prog/optional.py": "value = 41\n",
+    "prog/main.py": (
+        "import json\n"
+        "from . import constants\n"
+        "from .part.config import build\n"
+        "from prog.part import kernel\n"
+        "def main(params: dict) -> None:\n"
+        "    if params['optional']:\n"
+        "        from prog.optional import value\n"
+        "    else:\n"
+        "        value = 0\n"
+        "    config = build(params['config'])\n"
+        "    source, annotations = kernel.kernel\n"
+        "    assert params, 'never empty'\n"
+        "    numbers = [constants.SCALE, constants.NAME, config.twice()]\n"
+        "    print(json.dumps([*numbers, repr(config), sorted(annotations), value]))\n"
+        "    assert 'y=x*BLOCK' in source.replace(' ', '') and 'return 1' in kernel.method_source\n"
+        "    if 'y=x*BLOCK' not in source.replace(' ', '') or 'return 1' not in kernel.method_source:\n"
+        "        raise SystemExit('no source')\n"
+    ),
+}
+PARAMS = {"optional": True, "config": {"size": 4, "names": ["x", "ü"]}, "rate": 1e-3}
+
+BLOCKER = """
+import runpy, sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ImportError(name + " is blocked")
+sys.meta_path.insert(0, Block())
+runpy.run_path("train_gpt.py", run_name="__main__")
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    root = tmp_path / "source"
+    for name, text in FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, "utf-8")
+    return root
+
+
+def run_packed(source: bytes, folder: Path) -> tuple[int, str, str]:
+    folder.mkdir()
+    scratch = folder.with_name("scratch")
+    scratch.mkdir(exist_ok=True)
+    (folder / "train_gpt.py").write_bytes(source)
+    command = [sys.executable, "-I", "-c", BLOCKER.format(blocked=set(FORBIDDEN) | {"pgolf", "stages"})]
+    environment = {**os.environ, "TMPDIR": str(scratch), "LC_ALL": "C", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert list(scratch.iterdir()) == [], "the temporary folder is left behind"
+    assert [path.name for path in folder.iterdir()] == ["train_gpt.py"]
+    return done.returncode, done.stdout, done.stderr
+
+
+def run_unpacked(root: Path, params: Any) -> str:
+    code = f"import json; from prog.main import main; main(json.loads({json.dumps(params)!r}))"
+    return subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("codec", ["brotli", "lzma"])
+def test_the_packed_program_does_what_its_source_does(program: Path, tmp_path: Path, codec: Any) -> None:
+    packed = pack_code("prog.main", program, PARAMS, codec=codec)
+    status, output, errors = run_packed(packed.source, tmp_path / "empty")
+    assert status == 0, errors
+    assert output == run_unpacked(program, PARAMS)
+    assert json.loads(output)[1:3] == ["prog ü \\0", 8]
+    assert len(packed.source.splitlines()) == 3
+
+
+def test_equal_input_gives_equal_bytes_and_any_change_changes_them(program: Path) -> None:
+    first = pack_code("prog.main", program, PARAMS)
+    assert pack_code("prog.main", program, dict(reversed(PARAMS.items()))) == first
+    assert set(first.modules) == set(import_closure(["prog.main"], program))
+    seen = {first.source, pack_code("prog.main", program, {**PARAMS, "rate": 2e-3}).source}
+    for name, text in FILES.items():
+        (program / name).write_text(text + "\nchanged = 1\n", "utf-8")
+        seen.add(pack_code("prog.main", program, PARAMS).source)
+        (program / name).write_text(text, "utf-8")
+    assert len(seen) == 2 + len(FILES)
+    (program / "prog/main.py").write_text(FILES["prog/main.py"] + "# a comment is free\n")
+    assert pack_code("prog.main", program, PARAMS).source == first.source
+
+
+def test_readable_and_counted_are_the_same_program(program: Path) -> None:
+    packed = pack_code("prog.main", program, PARAMS)
+    files, params = unpack_code(packed.source)
+    assert params == PARAMS
+    assert packed.readable == FILES
+    assert files == {path: minify(text, path) for path, text in packed.readable.items()}
+    assert sum(packed.modules.values()) == sum(len(text.encode()) for text in files.values())
+
+
+def test_what_nothing_reads_is_not_shipped(program: Path) -> None:
+    files, _ = unpack_code(pack_code("prog.main", program, PARAMS).source)
+    everything = "\n".join(files.values())
+    for gone in ("Doc", "comment", "missing_package", "long message", "never empty", "Mapping"):
+        assert gone not in everything, gone
+    assert "size:int" in files["prog/part/config.py"]  # dataclass fields are their annotations
+    assert "BLOCK:constexpr" in files["prog/part/kernel.py"]  # Triton reads this one
+    assert "->" not in files["prog/part/config.py"]
+
+
+def test_an_excluded_module_is_left_out_and_missed_only_where_it_is_used(program: Path, tmp_path: Path) -> None:
+    packed = pack_code("prog.main", program, {**PARAMS, "optional": False}, exclude={"prog.optional"})
+    assert "prog.optional" not in packed.modules
+    status, output, errors = run_packed(packed.source, tmp_path / "empty")
+    assert (status, json.loads(output)[-1]) == (0, 0), errors
+    lying = pack_code("prog.main", program, PARAMS, exclude={"prog.optional"})
+    status, _, errors = run_packed(lying.source, tmp_path / "other")
+    assert status != 0
+    assert "prog.optional" in errors
+
+
+def test_an_excluded_module_must_not_be_imported_on_loading(program: Path) -> None:
+    for text in ("from prog import optional\n", "if True:\n    import prog.optional\n"):
+        (program / "prog/constants.py").write_text(FILES["prog/constants.py"] + text, "utf-8")
+        with pytest.raises(ClosureError, match=r"`prog\.constants` line \d+ imports `prog\.optional`"):
+            pack_code("prog.main", program, PARAMS, exclude={"prog.optional"})
+        assert pack_code("prog.main", program, PARAMS).source
+
+
+@pytest.mark.parametrize("package", [*sorted(FORBIDDEN), "requests"])
+@pytest.mark.parametrize("form", ["import {}\n", "def f():\n    from {}.part import x\n"])
+def test_packages_of_the_pipeline_are_refused_by_module_and_import(program: Path, package: str, form: str) -> None:
+    (program / "prog/optional.py").write_text(form.format(package))
+    with pytest.raises(ClosureError, match=rf"`prog\.optional` line \d imports `{package}"):
+        pack_code("prog.main", program, PARAMS)
+    assert pack_code("prog.main", program, PARAMS, exclude={"prog.optional"}).source
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_allowed_packages_may_be_imported(program: Path, package: str) -> None:
+    (program / "prog/optional.py").write_text(f"import {package}\n")
+    assert pack_code("prog.main", program, PARAMS).source
+
+
+def test_an_assertion_that_assigns_is_refused() -> None:
+    with pytest.raises(ClosureError, match="line 2 assigns inside an assertion"):
+        minify("def f(x):\n    assert (y := x)\n    return y\n", "m.py")
+
+
+def test_allowed_and_forbidden_do_not_overlap() -> None:
+    assert not ALLOWED & set(FORBIDDEN)
+
+
+def test_optional_modules_exist_and_follow_the_parameters() -> None:
+    assert optional_modules({"train": {"batches": "packed"}}) == set()
+    assert optional_modules({"train": {"batches": "shuffled"}}) == {"pgolf.data.packed_documents"}
+    for module in OPTIONAL:
+        assert find_module(module, ROOT) is not None, f"{module} of OPTIONAL does not exist"
