@@ -7,7 +7,6 @@ Exit codes: 0 done, 1 a gate failed, 2 bad input or interrupted.
 import contextlib
 import functools
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
@@ -116,12 +115,6 @@ def _escape(text: str) -> str:
     return text.replace("[", "\\[")
 
 
-def quiet() -> None:
-    """Silence everything but errors, for ranks other than the first."""
-    console.quiet = True
-
-
 def warn(text: str) -> None:
     """A line that a user should not miss."""
     console.print(f"[yellow]warning:[/] {_escape(text)}", soft_wrap=True)
-    sys.stderr.flush()

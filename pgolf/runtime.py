@@ -23,6 +23,7 @@ from pgolf.errors import InputError
 from pgolf.evaluate.config import EvaluateConfig
 from pgolf.evaluate.run import evaluate
 from pgolf.model.config import ModelConfig
+from pgolf.model.gpt import matrix_inputs
 from pgolf.quant.artifact import decode_model, encode_model
 from pgolf.quant.calibrate import calibrate
 from pgolf.quant.calibrate_config import CalibrateConfig
@@ -65,7 +66,7 @@ def main(params: Mapping[str, Any]) -> dict[str, float]:
         hessians = calibrate(run.model, build(CalibrateConfig, params["calibrate"], "calibrate"), shards)
     print(f"train_time:{run.trained.seconds:.1f}s calibrate_time:{clock.seconds('calibrate'):.1f}s", flush=True)
     state = {name: tensor.detach().cpu() for name, tensor in run.model.state_dict().items()}
-    quantized = quantize_model(state, hessians, run.model.matrix_inputs(), quantize_config)
+    quantized = quantize_model(state, hessians, matrix_inputs(model_config), quantize_config)
     codec = build(CompressConfig, params["compress"], "compress").codec
     blob = encode_model(quantized.tensors, model_config, params["vocab_size"], quantize_config, tokenizer_hash, codec)
     out.write_bytes(blob)

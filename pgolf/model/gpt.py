@@ -84,11 +84,12 @@ class GPT(nn.Module):
         logits = self(ids, segments)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)
 
-    def matrix_inputs(self) -> dict[str, str]:
-        """Each weight matrix and the module whose input it multiplies; q, k and v read the same."""
-        sources = {"tok_emb.weight": "head"}  # as output matrix: the embedding's own input has no covariance
-        for i in range(self.config.layers):
-            block = f"blocks.{i}"
-            sources |= {f"{block}.attn.{name}.weight": f"{block}.attn.c_q" for name in ("c_q", "c_k", "c_v")}
-            sources |= {f"{block}.{name}.weight": f"{block}.{name}" for name in ("attn.proj", "mlp.fc", "mlp.proj")}
-        return sources
+
+def matrix_inputs(config: ModelConfig) -> dict[str, str]:
+    """Each weight matrix and the module whose input it multiplies; q, k and v read the same."""
+    sources = {"tok_emb.weight": "head"}  # as output matrix: the embedding's own input has no covariance
+    for i in range(config.layers):
+        block = f"blocks.{i}"
+        sources |= {f"{block}.attn.{name}.weight": f"{block}.attn.c_q" for name in ("c_q", "c_k", "c_v")}
+        sources |= {f"{block}.{name}.weight": f"{block}.{name}" for name in ("attn.proj", "mlp.fc", "mlp.proj")}
+    return sources

@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,10 +80,15 @@ def encode_model(
     return pack(header, layout_from_header(header), arrays, codec)
 
 
+def unpack_model(blob: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and stored tensors of a container, as `encode_model` was given them."""
+    header, arrays = unpack(blob, layout_from_header)
+    return header, {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
 def decode_model(blob: bytes, device: torch.device, dtype: torch.dtype) -> tuple[GPT, dict[str, Any]]:
     """The dequantized model, ready to score, and the header of the container."""
-    header, arrays = unpack(blob, layout_from_header)
-    stored = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+    header, stored = unpack_model(blob)
     state = {}
     for name, tensor in stored.items():
         if name.endswith(".q"):

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from pgolf.data.batches import Batch
-from pgolf.model.gpt import GPT
+from pgolf.model.gpt import GPT, matrix_inputs
 
 
 @torch.no_grad()
 def collect_hessians(
     model: GPT, batches: Iterator[Batch], count: int, report: Callable[[int], None] = lambda _: None
 ) -> dict[str, Tensor]:
-    """Hessians [n, n], float32, by the name of the module whose input they describe (see GPT.matrix_inputs)."""
+    """Hessians [n, n], float32, by the name of the module whose input they describe (see `matrix_inputs`)."""
     device = model.tok_emb.weight.device
     sums: dict[str, Tensor] = {}
 
@@ -31,7 +31,7 @@ def collect_hessians(
 
         return accumulate
 
-    sources = sorted(set(model.matrix_inputs().values()))
+    sources = sorted(set(matrix_inputs(model.config).values()))
     hooks = [model.get_submodule(name).register_forward_pre_hook(tap(name)) for name in sources]
     try:
         for index in range(count):

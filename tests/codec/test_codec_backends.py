@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -59,6 +60,33 @@ def test_trailing_bytes_are_refused(codec, count, tail):
     tail = packed if tail == "itself" else tail
     with pytest.raises(CorruptStreamError):
         decompress(codec, packed + tail, count)
+
+
+@each_codec
+def test_trailing_bytes_are_refused_at_every_length(codec):
+    data = gaussian_codes(400)
+    lengths = set()
+    for count in range(0, 400, 2):  # the decoders read in pieces: the stream must also end where a piece ends
+        packed = compress(codec, data[:count])
+        lengths.add(len(packed) % 64)
+        with pytest.raises(CorruptStreamError, match="follow"):
+            decompress(codec, packed + b"\0", count)
+    assert 0 in lengths
+
+
+def test_a_zstd_window_beyond_the_declared_size_is_refused():
+    data = gaussian_codes(5000)
+    for window_log, fits in [(10, True), (13, True), (14, False), (27, False)]:
+        settings = zstandard.ZstdCompressionParameters.from_level(
+            1, window_log=window_log, format=zstandard.FORMAT_ZSTD1_MAGICLESS, write_content_size=False
+        )
+        stream = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+        packed = stream.compress(data) + stream.flush()
+        if fits:
+            assert decompress("zstd", packed, len(data)) == data
+        else:
+            with pytest.raises(CorruptStreamError, match="too much memory"):
+                decompress("zstd", packed, len(data))
 
 
 @each_codec

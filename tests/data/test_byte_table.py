@@ -84,6 +84,7 @@ def test_leading_space_is_counted_once(processor, table):
     (spaced,) = np.flatnonzero(table.space)[-1:]
     length = len(processor.id_to_piece(int(spaced))[1:].encode())
     assert table.counts(np.array([BOS, spaced, spaced, BOS, spaced])).tolist() == [0, length, length + 1, 0, length]
+    assert table.counts(np.array([spaced])).tolist() == [length]  # what came before is not known
 
 
 def test_byte_piece_counts_one_and_not_its_label(processor, table):

@@ -1,0 +1,38 @@
+"""The checkpoint that `train` writes, as later stages read it: weights with the shape constants they belong to."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pgolf import artifacts
+from pgolf.config import build
+from pgolf.model.config import ModelConfig
+from pgolf.model.gpt import GPT
+
+
+class Checkpoint(NamedTuple):
+    """Full-precision weights and what they are for."""
+
+    state: dict[str, Tensor]
+    config: ModelConfig
+    vocab_size: int
+    tokenizer: str
+    """SHA-256 of the tokenizer."""
+    sha256: str
+    """SHA-256 of the file."""
+
+    def build(self, device: torch.device, dtype: torch.dtype) -> GPT:
+        """The model with these weights."""
+        with torch.device("meta"):
+            model = GPT(self.config, self.vocab_size, dtype)
+        model.load_state_dict(self.state, assign=True)
+        return model.to(device)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and check a checkpoint; InputError as for every artifact."""
+    state, meta = artifacts.load(path, schema="pgolf.checkpoint", made_by="train")
+    config = build(ModelConfig, meta["params"]["model"], "model")
+    return Checkpoint(state, config, meta["vocab_size"], meta["tokenizer"], artifacts.sha256(path))

@@ -1,0 +1,154 @@
+"""`pgolf`: every stage as a command, the whole chain, and commands about a run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pgolf import __version__, artifacts, paths
+from pgolf.console import console, handled, table
+from pgolf.errors import InputError
+from pgolf.plan import Plan, make_plan
+from pgolf.preflight import preflight
+from pgolf.presets import apply_preset, preset_files
+from pgolf.sections import load_sections
+from stages.calibrate import calibrate
+from stages.compress import compress
+from stages.evaluate import evaluate
+from stages.quantize import quantize
+from stages.report import report
+from stages.score import score
+from stages.tokenize import tokenize
+from stages.train import train
+from stages.verify_size import verify_size
+
+STAGES: dict[str, Callable[..., None]] = {
+    "tokenize": tokenize,
+    "train": train,
+    "score": score,
+    "calibrate": calibrate,
+    "quantize": quantize,
+    "compress": compress,
+    "evaluate": evaluate,
+    "report": report,
+    "verify-size": verify_size,
+}
+"""The chain in order; the same functions that dvc.yaml runs."""
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Parameter Golf as a staged pipeline: the best language model in 16,000,000 bytes.",
+)
+preset = typer.Typer(no_args_is_help=True, help="Published systems and overlays over params.yaml.")
+app.add_typer(preset, name="preset")
+ParamsOption = Annotated[Path, typer.Option(help="Parameter file.")]
+
+for name, stage in STAGES.items():
+    app.command(name, rich_help_panel="Stages")(handled(stage))
+
+
+@app.command(rich_help_panel="Runs")
+@handled
+def run(
+    start: Annotated[str, typer.Option("--from", help="First stage.")] = "tokenize",
+    end: Annotated[str, typer.Option("--to", help="Last stage.")] = "verify-size",
+    params: ParamsOption = paths.PARAMS,
+) -> None:
+    """Run the chain without DVC and without git."""
+    order = list(STAGES)
+    for option, name in (("--from", start), ("--to", end)):
+        if name not in STAGES:
+            raise InputError(f"{option} is `{name}`, which is not a stage (known: {', '.join(order)})")
+    chosen = order[order.index(start) : order.index(end) + 1]
+    if not chosen:
+        raise InputError(f"--from {start} comes after --to {end}: swap them")
+    load_sections(params)
+    for name in chosen:
+        STAGES[name](params=params)
+
+
+@app.command(rich_help_panel="Runs")
+@handled
+def plan(params: ParamsOption = paths.PARAMS) -> None:
+    """Predict parameters, FLOPs, steps and bytes before anything is trained, and check what a run needs."""
+    sections = load_sections(params)
+    vocab_size = sections.tokenize.vocab_size
+    preflight(params, vocab_size)
+    _print_plan(make_plan(sections, vocab_size))
+
+
+def _print_plan(prediction: Plan) -> None:
+    plain, looped = prediction.forward_flops
+    rows: list[tuple[str, Any]] = [
+        ("parameters", f"{prediction.parameters:,}"),
+        ("forward MFLOP per token, recurrence off / on", f"{plain / 1e6:.2f} / {looped / 1e6:.2f}"),
+        ("steps", "by wall-clock" if prediction.steps is None else f"{prediction.steps:,}"),
+        ("training tokens", "-" if prediction.tokens is None else f"{prediction.tokens:,}"),
+        ("training TFLOP", "-" if prediction.train_flops is None else f"{prediction.train_flops / 1e12:,.1f}"),
+        ("model bytes (rate model)", f"{prediction.bytes_model:,}"),
+        ("cap", f"{prediction.bytes_cap:,}"),
+    ]
+    table("plan", ("", "value"), rows)
+
+
+@preset.command("list")
+@handled
+def preset_list() -> None:
+    """Show the presets and what each is."""
+    rows = [(name, path.read_text().splitlines()[0].removeprefix("# ")) for name, path in preset_files().items()]
+    table("presets", ("preset", "what it is"), rows)
+
+
+@preset.command("use")
+@handled
+def preset_use(
+    names: Annotated[list[str], typer.Argument(help="One preset, then overlays, applied in order.")],
+    params: ParamsOption = paths.PARAMS,
+) -> None:
+    """Write the keys of presets into params.yaml; comments and other keys stay."""
+    for name in names:
+        changed = apply_preset(params, name)
+        console.print(f"{name}: {changed} keys changed in {params}")
+
+
+@app.command(rich_help_panel="Runs")
+@handled
+def unpack(
+    artifact: Annotated[Path, typer.Argument(help="A model.pgolf file.")] = paths.ARTIFACT,
+    out: Annotated[Path, typer.Argument(help="Where to write the dequantized weights.")] = Path("model.safetensors"),
+) -> None:
+    """Decode an artifact into an ordinary safetensors file of dequantized weights."""
+    import torch
+
+    from pgolf.quant.artifact import decode_model
+
+    model, header = decode_model(
+        artifacts.require(artifact, "compress").read_bytes(), torch.device("cpu"), torch.float32
+    )
+    provenance = {"artifact": artifacts.sha256(artifact)}
+    artifacts.save(
+        out, model.state_dict(), schema="pgolf.dequantized", stage="unpack", params=header, inputs=provenance
+    )
+
+
+def _version(show: bool) -> None:
+    if show:
+        console.print(f"pgolf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the `pgolf` command."""
+    app()

@@ -1,0 +1,58 @@
+"""What a run will cost, before it is run: parameters, FLOPs, steps, bytes.
+
+Multiply-adds count 2; training is 3 forward passes; norms, gates, softmax and the embedding lookup are left out.
+Attention at full causal rows of T tokens meets T / 2 keys on average.
+"""
+
+import math
+from typing import NamedTuple
+
+from pgolf.model.config import ModelConfig
+from pgolf.model.wiring import wire
+from pgolf.quant.artifact import parameter_shapes
+from pgolf.quant.rate import predicted_bytes
+from pgolf.sections import Sections
+
+
+class Plan(NamedTuple):
+    """Predictions for one params file and vocabulary."""
+
+    parameters: int
+    forward_flops: tuple[int, int]
+    """Per token, without and with recurrence."""
+    steps: int | None
+    """None where the budget is wall-clock."""
+    tokens: int | None
+    train_flops: int | None
+    """Of the whole run."""
+    bytes_model: int
+    bytes_cap: int
+
+
+def forward_flops(config: ModelConfig, vocab_size: int, context: float, looped: bool) -> int:
+    """Forward FLOPs per token, with `context` keys attended to on average."""
+    kv_dim = config.kv_heads * config.head_dim
+    layer = 2 * config.dim * (2 * config.dim + 2 * kv_dim + 2 * config.mlp_hidden) + 4 * config.dim * context
+    wiring = wire(config, looped)
+    return round(layer * len(wiring.encoder + wiring.decoder) + 2 * config.dim * vocab_size)
+
+
+def make_plan(sections: Sections, vocab_size: int) -> Plan:
+    """Predict a run."""
+    config, train = sections.model, sections.train
+    shapes = parameter_shapes(config, vocab_size)
+    flops = tuple(forward_flops(config, vocab_size, train.seq_len / 2, looped) for looped in (False, True))
+    tokens = total = None
+    if train.steps is not None:
+        tokens = train.steps * train.batch_tokens
+        mean = train.loop_at * flops[0] + (1 - train.loop_at) * flops[1]
+        total = round(3 * mean * tokens)
+    return Plan(
+        parameters=sum(math.prod(shape) for shape in shapes.values()),
+        forward_flops=(flops[0], flops[1]),
+        steps=train.steps,
+        tokens=tokens,
+        train_flops=total,
+        bytes_model=predicted_bytes(shapes, sections.quantize),
+        bytes_cap=sections.verify_size.cap_bytes,
+    )

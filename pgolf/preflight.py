@@ -1,0 +1,33 @@
+"""Before the training clock starts: does every later stage have what it needs? A missing package found ten minutes
+later, or a full disk, costs a run. Nothing here can affect a byte of an artifact.
+"""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+from pgolf.errors import InputError
+from pgolf.plan import Plan, make_plan
+from pgolf.sections import Sections, load_sections
+
+PACKAGE_OF_CODEC = {"brotli": "brotli", "zstd": "zstandard", "lzma": "lzma"}
+BYTES_PER_PARAMETER = 64
+"""Disk for one run, generously: weights, average, optimizer state, Hessians, codes."""
+
+
+def preflight(params: Path, vocab_size: int) -> Plan:
+    """Check all sections, packages and disk; returns the plan. InputError names what is missing and the remedy."""
+    sections = load_sections(params)
+    _packages(sections)
+    plan = make_plan(sections, vocab_size)
+    need, free = plan.parameters * BYTES_PER_PARAMETER, shutil.disk_usage(Path.cwd()).free
+    if free < need:
+        raise InputError(f"{free / 1e9:.1f} GB of disk are free here; a run of this size may need {need / 1e9:.1f} GB")
+    return plan
+
+
+def _packages(sections: Sections) -> None:
+    for package in (PACKAGE_OF_CODEC[sections.compress.codec], "python_minifier"):
+        if importlib.util.find_spec(package) is None:
+            name = package.replace("_", "-")
+            raise InputError(f"package {name} is missing and a later stage needs it: pip install {name}")

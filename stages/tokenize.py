@@ -1,0 +1,23 @@
+"""Documents to tokens: train or load the tokenizer, write shards, byte sidecar and manifest."""
+
+from pathlib import Path
+
+from pgolf import artifacts, paths
+from pgolf.console import progress, stage_main
+from pgolf.data.config import DataConfig, TokenizeConfig
+from pgolf.data.corpus import tokenize_corpus
+from pgolf.params import section
+
+
+def tokenize(params: Path = paths.PARAMS) -> None:
+    """Turn the documents of `data` into token shards in the challenge's format."""
+    data, config = section(params, "data", DataConfig), section(params, "tokenize", TokenizeConfig)
+    with progress("tokenize") as show:
+        metrics = tokenize_corpus(
+            data, config, paths.TOKENS, paths.TOKENIZER, lambda phase, done, total: show.count(phase)(done, total)
+        )
+    artifacts.write_json(paths.metrics("tokenize"), metrics)
+
+
+if __name__ == "__main__":
+    stage_main(tokenize)

@@ -1,0 +1,70 @@
+"""Tokens to weights: preflight, training on the clock, averaged weights and the trace."""
+
+from pathlib import Path
+from typing import Any
+
+from pgolf import artifacts, paths
+from pgolf.config import to_dict
+from pgolf.console import Progress, progress, stage_main
+from pgolf.data.tokens import open_tokens
+from pgolf.device import hardware_name, peak_memory_bytes, pick_device
+from pgolf.model.attention import backend
+from pgolf.model.config import ModelConfig
+from pgolf.params import section
+from pgolf.preflight import preflight
+from pgolf.train.checkpoint import Checkpoints
+from pgolf.train.config import TrainConfig
+from pgolf.train.loop import Report
+from pgolf.train.run import run_training
+
+
+def train(params: Path = paths.PARAMS) -> None:
+    """Train the model and keep the average of its weights; an interrupted run goes on where it was."""
+    model_config, config = section(params, "model", ModelConfig), section(params, "train", TrainConfig)
+    tokens = open_tokens(paths.TOKENS, paths.TOKENIZER)
+    projected = preflight(params, tokens.vocab_size).bytes_model
+    device, dtype = pick_device()
+    inputs = {"manifest": artifacts.sha256(paths.TOKENS / "manifest.json")}
+    resolved = {"model": to_dict(model_config), "train": to_dict(config)}
+    checkpoints = Checkpoints(paths.SCRATCH, {**resolved, **inputs})
+    resume = checkpoints.load()
+    with progress("train") as show:
+        run = run_training(
+            model_config, config, tokens.vocab_size, tokens.train, device, dtype,
+            resume=resume, report=lambda report: _show(show, report, projected), save=checkpoints.save,
+        )  # fmt: skip
+    done = run.trained
+    provenance: dict[str, Any] = {"stage": "train", "params": resolved, "inputs": inputs}
+    model_extra = {"vocab_size": tokens.vocab_size, "tokenizer": tokens.tokenizer_sha256}
+    artifacts.save(paths.TRACE, done.trace, schema="pgolf.trace", **provenance)
+    artifacts.save(paths.MODEL, run.model.state_dict(), schema="pgolf.checkpoint", **provenance, extra=model_extra)
+    seen = done.steps * config.batch_tokens
+    metrics = {
+        "steps": done.steps,
+        "tokens": seen,
+        "train_seconds": done.seconds,
+        "compile_seconds": run.compile_seconds,
+        "tokens_per_second": seen / done.seconds,
+        "train_loss": done.loss,
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "world_size": 1,
+        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+        "hardware": hardware_name(device),
+        "attention": backend(device, dtype),
+        "record_eligible": resume is None,
+    }
+    artifacts.write_json(paths.metrics("train"), metrics)
+    checkpoints.clear()
+
+
+def _show(show: Progress, report: Report, projected: int) -> None:
+    left = report.seconds * (1 - report.fraction) / report.fraction if report.fraction else float("nan")
+    rate = report.tokens / max(report.seconds, 1e-9)
+    show(
+        f"step {report.step:,} ({report.fraction:.0%})  loss {report.loss:.4f}  {rate:,.0f} tokens/s  "
+        f"{left:,.0f} s left  ~{projected:,} bytes"
+    )
+
+
+if __name__ == "__main__":
+    stage_main(train)
