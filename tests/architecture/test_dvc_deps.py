@@ -17,6 +17,7 @@ CANNOT_AFFECT_BYTES = {
     "pgolf.budget": "measures time: seconds go into metrics, never into an artifact",
     "pgolf.console": "prints",
     "pgolf.errors": "the exception class of messages to users: either a stage stops or nothing changes",
+    "pgolf.paths": "says where files lie: one that is not where dvc.yaml names it stops the stage",
     "pgolf.preflight": "checks before the start: either a stage stops or nothing changes",
 }
 """Module -> why no stage depends on it; what it imports does not count through it either."""

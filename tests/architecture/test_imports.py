@@ -9,7 +9,7 @@ from pgolf.submit.pack_code import ALLOWED, FORBIDDEN, check_closure
 
 ROOT = Path(__file__).parents[2]
 
-BASE = {"errors", "config", "budget", "distributed"}
+BASE = {"errors", "config", "budget", "device"}
 BELOW_RUNTIME = BASE | {"kernels", "model", "data", "codec", "quant", "train", "evaluate"}
 BELOW_SUBMIT = BELOW_RUNTIME | {"artifacts", "console", "rules", "runtime"}
 
@@ -17,8 +17,10 @@ LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
     "budget": {"errors"},
-    "distributed": {"errors"},
-    "console": {"errors", "distributed"},
+    "device": set(),
+    "paths": set(),
+    "params": {"errors", "config"},
+    "console": {"errors"},
     "artifacts": {"errors", "config"},
     "rules": {"errors", "config"},
     "kernels": BASE,
@@ -26,13 +28,18 @@ LAYERS: dict[str, set[str]] = {
     "data": BASE | {"artifacts"},
     "codec": BASE | {"model", "data"},
     "quant": BASE | {"model", "data", "codec"},  # fitting to the cap asks the codec for sizes
-    "train": BASE | {"model", "data", "kernels"},
+    "train": BASE
+    | {"model", "data", "kernels", "artifacts"},  # artifacts: resumable states, outside the runtime closure
     "evaluate": BASE | {"model", "data", "kernels"},
     "runtime": BELOW_RUNTIME,
+    "checkpoint_file": BASE | {"artifacts", "model"},
     "submit": BELOW_SUBMIT,
     "report": BELOW_SUBMIT | {"submit"},
-    "preflight": BELOW_SUBMIT | {"submit", "report"},
-    "cli": BELOW_SUBMIT | {"submit", "report", "preflight", "stages"},
+    "sections": BELOW_SUBMIT | {"submit", "params"},
+    "plan": BELOW_RUNTIME | {"sections"},
+    "presets": {"errors", "config", "artifacts", "params", "sections"},
+    "preflight": {"errors", "plan", "sections"},
+    "cli": BELOW_SUBMIT | {"submit", "report", "paths", "plan", "sections", "presets", "preflight", "stages"},
 }
 """Part of pgolf -> what it may import besides itself. `pgolf` itself (the version) is open to all."""
 
