@@ -34,6 +34,23 @@ def test_id_layout_is_the_challenges(processor):
     assert all(processor.is_byte(4 + byte) for byte in range(256))
 
 
+def test_pieces_are_merges_in_order(processor):
+    """Byte-pair encoding scores its i-th merge -i, and a merged piece joins two pieces that were there before."""
+    learned = [(processor.get_score(index), processor.id_to_piece(index)) for index in range(260, 320)]
+    assert [score for score, _ in learned] == [-float(index) for index in range(60)]
+    known = {piece for _, piece in learned if len(piece) == 1}
+    for piece in (piece for _, piece in learned if len(piece) > 1):
+        assert any(piece[:cut] in known and piece[cut:] in known for cut in range(1, len(piece)))
+        known.add(piece)
+
+
+def test_a_rare_character_falls_back_to_its_bytes():
+    """Coverage 0.999: the rarest characters, together under one in a thousand, get no piece."""
+    model = train_tokenizer([*documents(0), "漢"], CONFIG)
+    pieces = parse_tokenizer(model, "test").encode("漢", out_type=str)
+    assert pieces == [f"<0x{byte:02X}>" for byte in "漢".encode()]
+
+
 def test_training_is_deterministic(model):
     assert train_tokenizer(iter(documents(0)), CONFIG) == model
     assert train_tokenizer(documents(1), CONFIG) != model

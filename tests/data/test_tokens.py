@@ -116,6 +116,17 @@ def test_missing_and_unlisted_shards(folder, split):
     refuses(folder, rf"disagree on the {split} shards \(missing: {first.name}; not listed: {extra.name}\)")
 
 
+@pytest.mark.parametrize("split", ["train", "val", "val_bytes"])
+def test_a_lost_shard_and_one_too_many(folder, split):
+    last = sorted((folder / "tokens").glob(f"fineweb_{split}_[0-9]*.bin"))[-1]
+    extra = last.with_name(f"fineweb_{split}_000099.bin")
+    shutil.copy(last, extra)
+    refuses(folder, rf"disagree on the {split} shards \(missing: none; not listed: {extra.name}\)")
+    extra.unlink()
+    last.unlink()
+    refuses(folder, rf"disagree on the {split} shards \(missing: {last.name}; not listed: none\)")
+
+
 def test_sidecar_of_another_length(folder):
     """A sidecar that agrees with its own manifest entry, but has one count less than there are tokens."""
 
