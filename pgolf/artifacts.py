@@ -33,8 +33,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         temporary.chmod(0o644)
         temporary.replace(path)
     finally:
@@ -43,21 +42,44 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it replaces `path` whole, on failure it is removed."""
+    """Yield a temporary folder beside `path`; on success fsync its files, then it replaces `path` whole.
+
+    On failure it is removed. Between two renames there is a moment without `path`, never one with half of it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync(file)
         temporary.chmod(0o755)
         if path.exists():
-            retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-            path.replace(retired / path.name)
-            temporary.replace(path)
-            shutil.rmtree(retired)
+            _exchange(path, temporary)
         else:
             temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(path: Path, new: Path) -> None:
+    """Put the folder `new` in the place of the folder `path`; an error leaves the old one there."""
+    retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    old = retired / path.name
+    try:
+        path.replace(old)
+        new.replace(path)
+    except BaseException:
+        if not path.exists():
+            old.replace(path)
+        raise
+    finally:
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -117,7 +139,7 @@ def load(path: Path, *, schema: str, version: int = 1, made_by: str) -> tuple[di
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {}).get(KEY, "{}"))
-            found = (meta.get("schema"), meta.get("version"))
+            found = (meta.get("schema"), meta.get("version")) if isinstance(meta, dict) else (None, None)
             if found != (schema, version):
                 have = f"`{found[0]}` version {found[1]}" if found[0] else "no pgolf artifact"
                 raise InputError(

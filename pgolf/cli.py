@@ -1,40 +1,28 @@
 """`pgolf`: every stage as a command, the whole chain, and commands about a run."""
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pgolf import __version__, artifacts, paths
+from pgolf import __version__, paths
 from pgolf.console import console, handled, table
 from pgolf.errors import InputError
-from pgolf.plan import Plan, make_plan
-from pgolf.preflight import preflight
-from pgolf.presets import apply_preset, preset_files
-from pgolf.sections import load_sections
-from stages.calibrate import calibrate
-from stages.compress import compress
-from stages.evaluate import evaluate
-from stages.quantize import quantize
-from stages.report import report
-from stages.score import score
-from stages.tokenize import tokenize
-from stages.train import train
-from stages.verify_size import verify_size
 
-STAGES: dict[str, Callable[..., None]] = {
-    "tokenize": tokenize,
-    "train": train,
-    "score": score,
-    "calibrate": calibrate,
-    "quantize": quantize,
-    "compress": compress,
-    "evaluate": evaluate,
-    "report": report,
-    "verify-size": verify_size,
+STAGES = {
+    "tokenize": "Documents to token shards, byte sidecar and manifest.",
+    "train": "Tokens to averaged weights, on the training clock; goes on after an interruption.",
+    "score": "The weights before quantization on the validation set.",
+    "calibrate": "Hessians of every weight matrix, charged to the training clock.",
+    "quantize": "GPTQ from stored Hessians: no forward pass, no retraining.",
+    "compress": "Codes to the shipped container.",
+    "evaluate": "The shipped container on the validation set, every target once.",
+    "report": "Pictures and curves of the run.",
+    "verify-size": "Bytes and clocks against the rules; exit 1 when a gate fails.",
 }
-"""The chain in order; the same functions that dvc.yaml runs."""
+"""The chain in order, the same functions that dvc.yaml runs. They are imported when they run: help comes at once."""
 
 app = typer.Typer(
     add_completion=False,
@@ -46,8 +34,24 @@ preset = typer.Typer(no_args_is_help=True, help="Published systems and overlays 
 app.add_typer(preset, name="preset")
 ParamsOption = Annotated[Path, typer.Option(help="Parameter file.")]
 
-for name, stage in STAGES.items():
-    app.command(name, rich_help_panel="Stages")(handled(stage))
+
+def stage_function(name: str) -> Callable[..., None]:
+    """The function of a stage, from its module in `stages`."""
+    identifier = name.replace("-", "_")
+    function: Callable[..., None] = getattr(importlib.import_module(f"stages.{identifier}"), identifier)
+    return function
+
+
+def _stage_command(name: str) -> Callable[..., None]:
+    def command(params: ParamsOption = paths.PARAMS) -> None:
+        stage_function(name)(params=params)
+
+    command.__name__ = name
+    return command
+
+
+for _name, _help in STAGES.items():
+    app.command(_name, help=_help, rich_help_panel="Stages")(handled(_stage_command(_name)))
 
 
 @app.command(rich_help_panel="Runs")
@@ -65,22 +69,21 @@ def run(
     chosen = order[order.index(start) : order.index(end) + 1]
     if not chosen:
         raise InputError(f"--from {start} comes after --to {end}: swap them")
+    from pgolf.sections import load_sections
+
     load_sections(params)
     for name in chosen:
-        STAGES[name](params=params)
+        stage_function(name)(params=params)
 
 
 @app.command(rich_help_panel="Runs")
 @handled
 def plan(params: ParamsOption = paths.PARAMS) -> None:
     """Predict parameters, FLOPs, steps and bytes before anything is trained, and check what a run needs."""
-    sections = load_sections(params)
-    vocab_size = sections.tokenize.vocab_size
-    preflight(params, vocab_size)
-    _print_plan(make_plan(sections, vocab_size))
+    from pgolf.preflight import preflight
+    from pgolf.sections import load_sections
 
-
-def _print_plan(prediction: Plan) -> None:
+    prediction = preflight(params, load_sections(params).tokenize.vocab_size)
     plain, looped = prediction.forward_flops
     rows: list[tuple[str, Any]] = [
         ("parameters", f"{prediction.parameters:,}"),
@@ -98,6 +101,8 @@ def _print_plan(prediction: Plan) -> None:
 @handled
 def preset_list() -> None:
     """Show the presets and what each is."""
+    from pgolf.presets import preset_files
+
     rows = [(name, path.read_text().splitlines()[0].removeprefix("# ")) for name, path in preset_files().items()]
     table("presets", ("preset", "what it is"), rows)
 
@@ -109,6 +114,8 @@ def preset_use(
     params: ParamsOption = paths.PARAMS,
 ) -> None:
     """Write the keys of presets into params.yaml; comments and other keys stay."""
+    from pgolf.presets import apply_preset
+
     for name in names:
         changed = apply_preset(params, name)
         console.print(f"{name}: {changed} keys changed in {params}")
@@ -123,6 +130,7 @@ def unpack(
     """Decode an artifact into an ordinary safetensors file of dequantized weights."""
     import torch
 
+    from pgolf import artifacts
     from pgolf.quant.artifact import decode_model
 
     model, header = decode_model(

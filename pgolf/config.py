@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -70,12 +71,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise InputError(f"`{where}` is {value!r}; it must be a list")
         return tuple(_convert(args[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     if hint is float and type(value) is int:
-        return float(value)
+        value = float(value) if abs(value) < 2**1000 else math.inf
     if type(value) is not hint:
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
         raise InputError(f"`{where}` is {value!r} ({type(value).__name__}); it must be {names.get(hint, hint)}")
-    if hint is float and value != value:
-        raise InputError(f"`{where}` is not a number (nan)")
+    if hint is float and not math.isfinite(value):  # no artifact could name it: JSON has neither NaN nor infinity
+        raise InputError(f"`{where}` is {value}; it must be a finite number")
     return value
 
 

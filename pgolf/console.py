@@ -66,7 +66,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
         numeric = rows and all(isinstance(row[index], int | float) or row[index] in ("", "-") for row in rows)
         grid.add_column(column, justify="right" if numeric else "left")
     for row in rows:
-        grid.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+        grid.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
     console.print(grid)
 
 
@@ -79,7 +79,7 @@ def handled(command: Callable[P, T]) -> Callable[P, T]:
         try:
             return command(*args, **kwargs)
         except InputError as error:
-            console.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+            _say("error:", "bold red", str(error))
         except KeyboardInterrupt:
             console.print(
                 f"[bold red]{command.__name__} was interrupted.[/] Outputs are written whole or not at all: nothing "
@@ -89,9 +89,7 @@ def handled(command: Callable[P, T]) -> Callable[P, T]:
         except OSError as error:
             if error.filename is None and error.errno is None:
                 raise
-            console.print(
-                f"[bold red]error:[/] {_escape(str(error))}: check the path, its rights and the free disk space"
-            )
+            _say("error:", "bold red", f"{error}: check the path, its rights and the free disk space")
         finally:
             signal.signal(signal.SIGTERM, previous)
         raise typer.Exit(2)
@@ -111,10 +109,11 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
+def _say(label: str, style: str, text: str) -> None:
+    """One line, `text` as it is: a path may look like markup."""
+    console.print(Text.assemble((label, style), " ", text), soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """A line that a user should not miss."""
-    console.print(f"[yellow]warning:[/] {_escape(text)}", soft_wrap=True)
+    _say("warning:", "yellow", text)

@@ -35,6 +35,7 @@ def apply_preset(params: Path, name: str, folder: Path = FOLDER) -> int:
     files = preset_files(folder)
     if name not in files:
         raise InputError(f"`{name}` is not a preset{suggest(name, files)}")
+    read_params(params)  # its errors name the file
     yaml = YAML()
     yaml.preserve_quotes = True
     document = yaml.load(params)

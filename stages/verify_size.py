@@ -14,6 +14,8 @@ from pgolf.submit.gate import GateReport, gate
 from pgolf.submit.pack_code import optional_modules, pack_code
 
 STAGES = ("tokenize", "train", "score", "calibrate", "compress", "evaluate")
+SHIPPED = ("model", "train", "calibrate", "quantize", "compress", "evaluate")
+"""Sections that the packed program reads; paths of documents are not among them."""
 
 
 def verify_size(params: Path = paths.PARAMS) -> None:
@@ -23,7 +25,8 @@ def verify_size(params: Path = paths.PARAMS) -> None:
     bytes_model = artifacts.require(paths.ARTIFACT, "compress").stat().st_size
     with progress("verify-size") as show:
         show("packing the runtime closure")
-        resolved = sections.resolved() | {"vocab_size": metrics["tokenize"]["tokenizer_vocab_size"]}
+        resolved = {name: value for name, value in sections.resolved().items() if name in SHIPPED}
+        resolved["vocab_size"] = metrics["tokenize"]["tokenizer_vocab_size"]
         root = Path(pgolf.__file__).parents[1]
         code = pack_code("pgolf.runtime", root, resolved, exclude=optional_modules(resolved)).source
     report = gate(metrics, bytes_model, len(code), load_rules(), sections.verify_size.cap_bytes)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pgolf.errors import InputError
 from pgolf.evaluate.config import EvaluateConfig
 from pgolf.evaluate.score import Score, summarize, token_losses, windows_for
 from pgolf.model.gpt import GPT
@@ -33,8 +32,6 @@ def evaluate(
     report: Progress = lambda phase, done, total: None,
 ) -> Evaluation:
     """Score a stream [n] with the bytes charged to each token [n]; every target counts exactly once."""
-    if len(tokens) < 2:
-        raise InputError(f"the validation stream has {len(tokens)} tokens; at least 2 are needed for one target")
 
     def score(phase: str, stride: int) -> tuple[Score, NDArray[np.float32]]:
         windows = windows_for(tokens, config, stride)

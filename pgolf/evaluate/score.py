@@ -35,13 +35,18 @@ class Score(NamedTuple):
 
 def summarize(losses: NDArray[np.float32], target_bytes: NDArray[np.integer]) -> Score:
     """Score of per-target losses [n], nats, and the bytes charged to the same targets [n]."""
+    assert len(losses) == len(target_bytes), "every target has its bytes"
     nats, count = float(losses.sum(dtype=np.float64)), int(target_bytes.sum(dtype=np.int64))
+    if count < 1:
+        raise InputError("the scored targets hold no text: give validation documents that are not empty")
     return Score(nats / len(losses), nats / (math.log(2) * count), len(losses), count)
 
 
 def windows_for(tokens: NDArray[np.uint16], config: EvaluateConfig, stride: int) -> Windows:
     """The plan for a token stream [n] and its n - 1 targets."""
     targets = len(tokens) - 1
+    if targets < 1:
+        raise InputError(f"the validation stream has {len(tokens)} tokens; at least 2 are needed for one target")
     if config.isolate_documents:
         windows = plan_documents(np.flatnonzero(tokens == BOS), targets, config.seq_len, stride)
     else:

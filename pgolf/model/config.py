@@ -4,6 +4,10 @@ from dataclasses import dataclass
 
 from pgolf.errors import InputError
 
+MOST = {"layers": 256, "dim": 16_384, "loop_runs": 64}
+MOST_HIDDEN = 2**20
+"""Far beyond 16 MB; a hostile artifact must not make its reader build more."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
@@ -49,6 +53,13 @@ class ModelConfig:
         for name in positive:
             if getattr(self, name) <= 0:
                 raise InputError(f"`{name}` is {getattr(self, name)}; it must be greater than 0")
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise InputError(f"`{name}` is {getattr(self, name)}; it must be at most {most}")
+        if not 1 <= self.mlp_mult * self.dim <= MOST_HIDDEN:
+            raise InputError(
+                f"`mlp_mult` {self.mlp_mult} times `dim` {self.dim} must lie between 1 and {MOST_HIDDEN} hidden units"
+            )
         if self.dim % self.heads:
             raise InputError(f"`dim` {self.dim} is not a multiple of `heads` {self.heads}")
         if self.heads % self.kv_heads:

@@ -52,10 +52,12 @@ def layout_from_header(header: Mapping[str, Any]) -> list[Entry]:
             f"the artifact holds `{header.get('schema')}`, expected `{SCHEMA}`: run `pgolf compress` again"
         )
     vocab_size = header.get("vocab_size")
-    if not isinstance(vocab_size, int) or not 1 <= vocab_size <= 65_536:
+    if type(vocab_size) is not int or not 1 <= vocab_size <= 65_536:
         raise InputError(
             f"the artifact's vocabulary is {vocab_size!r}; tokens are 16 bits wide: run `pgolf compress` again"
         )
+    if not isinstance(header.get("tokenizer"), str):
+        raise InputError("the artifact does not name its tokenizer: run `pgolf compress` again")
     model = build(ModelConfig, header.get("model"), "model")
     return layout_of(parameter_shapes(model, vocab_size), build(QuantizeConfig, header.get("quantize"), "quantize"))
 

@@ -48,3 +48,5 @@ class QuantizeConfig:
             raise InputError(f"`damp` is {self.damp}; it must be greater than 0 for the Hessian to be invertible")
         if self.blocksize < 1:
             raise InputError(f"`blocksize` is {self.blocksize}; it must be at least 1")
+        if self.small_numel < 0:
+            raise InputError(f"`small_numel` is {self.small_numel}; it must be at least 0")

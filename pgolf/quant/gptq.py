@@ -58,6 +58,8 @@ def gptq_quantize(
     W[:, H.diagonal() == 0] = 0
     W = W[:, perm]
     s = scale.float()
+    if not torch.isfinite(s).all():
+        raise InputError("the step of a row is beyond float16: lower `k_sigma`, or train again with a lower rate")
     codes = torch.empty(W.shape, dtype=torch.int8, device=W.device)
     for i1 in range(0, W.size(1), blocksize):
         i2 = min(i1 + blocksize, W.size(1))

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from pgolf.errors import InputError
 from pgolf.quant.config import GridConfig, QuantizeConfig
 
 
@@ -27,7 +28,7 @@ def table(config: QuantizeConfig) -> Iterable[tuple[str, re.Pattern[str], GridCo
 
 
 def resolve(shapes: Shapes, config: QuantizeConfig) -> dict[str, Rule]:
-    """The rule of every tensor. A matrix above `small_numel` that no pattern covers is our mistake."""
+    """The rule of every tensor. InputError when `small_numel` leaves a tensor to quantize that no class covers."""
     plan = {}
     for name, shape in shapes.items():
         numel = 1
@@ -37,6 +38,10 @@ def resolve(shapes: Shapes, config: QuantizeConfig) -> dict[str, Rule]:
             plan[name] = Rule("small", None)
             continue
         matches = [Rule(label, grid) for label, pattern, grid in table(config) if pattern.search(name)]
-        assert matches, f"no quantization rule covers {name}"
+        if not matches:
+            raise InputError(
+                f"`quantize.small_numel` is {config.small_numel}, and no tensor class covers {name} with its {numel} "
+                f"elements: set it to at least {numel}"
+            )
         plan[name] = matches[0]
     return plan

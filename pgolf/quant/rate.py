@@ -13,8 +13,8 @@ GAUSSIAN_BITS = 0.5 * math.log2(2 * math.pi * math.e)
 
 
 def bits_per_code(grid: GridConfig) -> float:
-    """Entropy of Gaussian codes on the grid, bits, never above the code width."""
-    return min(GAUSSIAN_BITS - math.log2(grid.k_sigma / grid.clip), float(grid.bits))
+    """Entropy of Gaussian codes on the grid, bits, between 0 and the code width."""
+    return min(max(GAUSSIAN_BITS - math.log2(grid.k_sigma / grid.clip), 0.0), float(grid.bits))
 
 
 def predicted_bytes(shapes: Shapes, config: QuantizeConfig) -> int:

@@ -1,0 +1,45 @@
+"""Shared fixtures: a working copy of the repository, and one finished run of the `mini` preset."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "140"}
+
+
+def call(*command: str, cwd: Path, code: int = 0) -> str:
+    """Run a command in a folder, check its exit code, return what it printed."""
+    done = subprocess.run(command, cwd=cwd, env=ENV, text=True, capture_output=True, timeout=500)
+    printed = done.stdout + done.stderr
+    assert done.returncode == code, f"{' '.join(command)} exited with {done.returncode}:\n{printed}"
+    return printed
+
+
+def copy_repository(target: Path) -> Path:
+    """The files of the working tree that git knows or would add."""
+    listed = call("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT)
+    for name in listed.splitlines():
+        if (ROOT / name).is_file() and not name.startswith("tests/"):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    return target
+
+
+@pytest.fixture(scope="session")
+def mini_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the whole chain has run with the `mini` preset; read only."""
+    folder = copy_repository(tmp_path_factory.mktemp("mini"))
+    call("pgolf", "preset", "use", "mini", cwd=folder)
+    call("pgolf", "run", cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def workspace(mini_run: Path, tmp_path: Path) -> Path:
+    """A private copy of the finished run, to break things in."""
+    return Path(shutil.copytree(mini_run, tmp_path / "run", symlinks=True))
