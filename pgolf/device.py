@@ -3,9 +3,13 @@
 Never a parameter: the same params run on a laptop and on eight GPUs, and the hardware stands in the metrics.
 """
 
+import ctypes
 import platform
 
 import torch
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's mallopt."""
 
 
 def pick_device() -> tuple[torch.device, torch.dtype]:
@@ -13,7 +17,19 @@ def pick_device() -> tuple[torch.device, torch.dtype]:
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
         return torch.device("cuda"), torch.bfloat16
+    _keep_freed_memory()
     return torch.device("cpu"), torch.float32
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed tensors instead of handing their pages back to the kernel after every operation.
+
+    Eager training frees megabytes per operation; zeroing fresh pages took a fifth of a step on two cores.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def hardware_name(device: torch.device, world_size: int = 1) -> str:

@@ -47,7 +47,7 @@ def apply_preset(params: Path, name: str, folder: Path = FOLDER) -> int:
         write_bytes(candidate, text.getvalue())
         load_sections(candidate)
     except InputError as error:
-        raise InputError(f"preset `{name}`: {error}") from None
+        raise InputError(f"preset `{name}`: {str(error).replace(str(candidate), str(params))}") from None
     finally:
         candidate.unlink(missing_ok=True)
     write_bytes(params, text.getvalue())

@@ -1,0 +1,1 @@
+"""One thin command per stage of the pipeline; `python -m stages.NAME` runs one."""

@@ -1,5 +1,7 @@
 """Shared fixtures: a working copy of the repository, and one finished run of the `mini` preset."""
 
+import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -7,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from pgolf.data.documents import read_documents
 
 ROOT = Path(__file__).parents[1]
 ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "140"}
@@ -30,11 +34,24 @@ def copy_repository(target: Path) -> Path:
     return target
 
 
+def shrink(folder: Path) -> None:
+    """Make a run of seconds: the `mini` preset on the first documents of the bundled corpus."""
+    (folder / "data/tiny").mkdir()
+    for name, count in (("docs", 400), ("val", 25)):
+        documents = itertools.islice(read_documents(folder / f"data/sample/{name}.jsonl.zst"), count)
+        lines = [json.dumps({"text": text}) + "\n" for text in documents]
+        (folder / f"data/tiny/{name}.jsonl").write_text("".join(lines))
+    params = folder / "params.yaml"
+    text = params.read_text().replace("data/sample/", "data/tiny/").replace(".jsonl.zst", ".jsonl")
+    params.write_text(text)
+    call("pgolf", "preset", "use", "mini", cwd=folder)
+
+
 @pytest.fixture(scope="session")
 def mini_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the whole chain has run with the `mini` preset; read only."""
     folder = copy_repository(tmp_path_factory.mktemp("mini"))
-    call("pgolf", "preset", "use", "mini", cwd=folder)
+    shrink(folder)
     call("pgolf", "run", cwd=folder)
     return folder
 

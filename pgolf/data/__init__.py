@@ -1,0 +1,1 @@
+"""Documents, tokenizer, shards in the challenge's format, byte accounting, batches."""

@@ -1,0 +1,1 @@
+"""Scoring: which token is predicted from what, losses per token, bits per byte."""

@@ -1,0 +1,1 @@
+"""The language model, and the one seam behind which attention kernels live."""

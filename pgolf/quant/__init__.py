@@ -1,0 +1,1 @@
+"""Calibration and quantization: Hessians, grids, GPTQ, the policy of tensors, the shipped artifact."""

@@ -1,0 +1,1 @@
+"""What a submission consists of: the packed program and the gates."""

@@ -1,0 +1,1 @@
+"""Training: optimizers, schedule, averaging, the loop and its resumable state."""

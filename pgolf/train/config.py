@@ -6,6 +6,18 @@ from typing import Literal
 from pgolf.errors import InputError
 
 
+def _not_negative(config: object, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 0:
+            raise InputError(f"`{name}` is {getattr(config, name)}; it must not be negative")
+
+
+def _below_one(config: object, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise InputError(f"`{name}` is {getattr(config, name)}; it must be at least 0 and less than 1")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MuonConfig:
     """Muon for the weight matrices of the blocks (MuonEq-R: PR 1285)."""
@@ -27,6 +39,10 @@ class MuonConfig:
     ns_steps: int = 5
     """Newton-Schulz iterations."""
 
+    def __post_init__(self) -> None:
+        _not_negative(self, "lr", "momentum_warmup", "weight_decay", "ns_steps")
+        _below_one(self, "momentum", "momentum_start")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdamConfig:
@@ -36,6 +52,9 @@ class AdamConfig:
     """Learning rate before the schedule's multiplier."""
     weight_decay: float = 0.02
     """Decoupled decay."""
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "lr", "weight_decay")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,12 +109,16 @@ class TrainConfig:
             raise InputError(
                 f"`steps` is {self.steps} and `seconds` is {self.seconds}; set exactly one and make the other null"
             )
+        if self.steps is not None and self.steps <= 0:
+            raise InputError(f"`steps` is {self.steps}; it must be greater than 0")
+        _not_negative(self, "reserve_seconds", "checkpoint_seconds")
         if self.seconds is not None and self.seconds <= self.reserve_seconds:
             raise InputError(f"`seconds` {self.seconds} must exceed `reserve_seconds` {self.reserve_seconds}")
         for name in ("seq_len", "batch_tokens", "micro_tokens", "grad_clip", "trace_every"):
             if getattr(self, name) <= 0:
                 raise InputError(f"`{name}` is {getattr(self, name)}; it must be greater than 0")
-        for name in ("beta1", "beta2", "ema", "warmdown", "lr_floor", "loop_at"):
+        _below_one(self, "beta1", "beta2")
+        for name in ("ema", "warmdown", "lr_floor", "loop_at"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"`{name}` is {getattr(self, name)}; it must lie between 0 and 1")
         if self.batch_tokens % self.micro_tokens:

@@ -58,7 +58,7 @@ CASES = {
     "wrong type": ("train", edit("seed: 42", "seed: '42'"), ["train.seed", "'42'", "whole number"]),
     "contradiction": ("train", edit("seconds: null", "seconds: 60"), ["steps", "seconds", "exactly one"]),
     "bad shape": ("train", edit("kv_heads: 2", "kv_heads: 3"), ["heads", "kv_heads", "3"]),
-    "missing documents": ("tokenize", edit("data/sample/docs", "data/sample/none"), ["data/sample/none.jsonl.zst"]),
+    "missing documents": ("tokenize", edit("data/tiny/docs", "data/tiny/none"), ["data/tiny/none.jsonl"]),
     "missing shard": ("train", remove(TRAIN_SHARD), ["fineweb_train_000000.bin", "pgolf tokenize"]),
     "truncated shard": ("train", truncate(TRAIN_SHARD, 10), ["fineweb_train_000000.bin", "pgolf tokenize"]),
     "wrong magic": ("train", patch(TRAIN_SHARD, 0, b"XXXX"), ["fineweb_train_000000.bin", "magic", "pgolf tokenize"]),

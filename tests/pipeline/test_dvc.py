@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ENV, ROOT, call, copy_repository
+from conftest import ENV, ROOT, call, copy_repository, shrink
 
 STAGES = ["tokenize", "train", "score", "calibrate", "quantize", "compress", "evaluate", "report", "verify-size"]
 
@@ -29,7 +29,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     call("git", "init", "-q", cwd=folder)
     call("git", "config", "user.email", "test@example.invalid", cwd=folder)
     call("git", "config", "user.name", "test", cwd=folder)
-    call("pgolf", "preset", "use", "mini", cwd=folder)
+    shrink(folder)
     commit(folder, "mini")
     assert sorted(ran(call("dvc", "repro", cwd=folder))) == sorted(STAGES)
     commit(folder, "reproduced")

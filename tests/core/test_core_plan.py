@@ -1,0 +1,71 @@
+"""Predictions against the published accounting of FLOPs, parameters and bytes."""
+
+from pathlib import Path
+
+import pytest
+
+from pgolf.model.config import ModelConfig
+from pgolf.model.gpt import GPT
+from pgolf.plan import forward_flops, make_plan
+from pgolf.presets import apply_preset
+from pgolf.sections import load_sections
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def sections(tmp_path):
+    def load(*presets):
+        path = tmp_path / "params.yaml"
+        path.write_bytes((ROOT / "params.yaml").read_bytes())
+        for name in presets:
+            apply_preset(path, name, ROOT / "presets")
+        return load_sections(path)
+
+    return load
+
+
+def test_forward_flops_are_the_published_ones_without_attention():
+    """The published layer has 96 gate weights more; 11 layers 63.44 M, 17 virtual 98.04 M, head 8.39 M."""
+    config, gate = ModelConfig(), 2 * 96
+    assert forward_flops(config, 8192, 0, looped=False) + 11 * gate == pytest.approx(63.44e6 + 8.39e6, abs=0.01e6)
+    assert forward_flops(config, 8192, 0, looped=True) + 17 * gate == pytest.approx(98.04e6 + 8.39e6, abs=0.01e6)
+    layer = forward_flops(ModelConfig(loop_runs=1), 8192, 0, looped=True) - 2 * 512 * 8192
+    assert layer / 11 + gate == 2 * 2_883_680
+
+
+@pytest.mark.parametrize(("context", "plain", "looped"), [(0, 215.5, 319.3), (600, 256.0, 382.0), (1024, 284.7, 426.3)])
+def test_training_flops_are_the_published_ones(context, plain, looped):
+    config = ModelConfig()
+    assert 3 * forward_flops(config, 8192, context, looped=False) / 1e6 == pytest.approx(plain, abs=0.1)
+    assert 3 * forward_flops(config, 8192, context, looped=True) / 1e6 == pytest.approx(looped, abs=0.1)
+
+
+def test_flops_grow_with_context_by_the_attention_products():
+    config = ModelConfig(layers=4, dim=64, heads=4, kv_heads=2, rope_dims=8, xsa_layers=0, parallel_from=None,
+                         loop_start=0, loop_end=1, loop_runs=2)  # fmt: skip
+    for looped, layers in ((False, 4), (True, 6)):
+        grown = forward_flops(config, 100, 33, looped) - forward_flops(config, 100, 0, looped)
+        assert grown == layers * 2 * (2 * 64 * 33)  # q k^T and p v, each d multiply-adds per key
+
+
+def test_record_1493_has_the_published_parameters_and_fits(sections):
+    plan = make_plan(sections("record-1493"), 8192)
+    assert plan.parameters == 35_944_536
+    assert plan.steps is plan.tokens is plan.train_flops is None
+    assert plan.bytes_cap == 16_000_000
+    assert 15.0e6 < plan.bytes_model < plan.bytes_cap
+    flops = [forward_flops(ModelConfig(), 8192, 1024, looped) for looped in (False, True)]
+    assert list(plan.forward_flops) == flops
+
+
+def test_budget_in_steps_gives_tokens_and_flops(sections):
+    chosen = sections("mini")
+    plan = make_plan(chosen, 512)
+    assert plan.parameters == sum(parameter.numel() for parameter in GPT(chosen.model, 512).parameters())
+    assert (plan.steps, plan.tokens) == (12, 12 * 1024)
+    plain, looped = plan.forward_flops
+    assert looped > plain
+    expected = 3 * 12 * 1024 * (0.35 * plain + 0.65 * looped)
+    assert plan.train_flops == pytest.approx(expected, rel=1e-9)
+    assert plan.forward_flops == tuple(forward_flops(chosen.model, 512, 64, on) for on in (False, True))
