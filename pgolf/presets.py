@@ -38,6 +38,7 @@ def apply_preset(params: Path, name: str, folder: Path = FOLDER) -> int:
     read_params(params)  # its errors name the file
     yaml = YAML()
     yaml.preserve_quotes = True
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     document = yaml.load(params)
     changed = sum(_merge(document, read_params(files[name])))
     text = io.BytesIO()

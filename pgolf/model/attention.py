@@ -6,8 +6,9 @@
 Softmax scale 1/sqrt(D); query head h reads KV head h // (heads / kv_heads).
 """
 
+import inspect
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,9 @@ try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # torch before 2.10
     varlen_attn = None  # type: ignore[assignment]
+
+VARLEN_OPTIONS = frozenset(inspect.signature(varlen_attn).parameters) if varlen_attn is not None else frozenset()
+"""torch 2.11 says `is_causal` and has no grouped heads; from 2.12 a window of (-1, 0) is causal."""
 
 
 class Segments(NamedTuple):
@@ -60,11 +64,13 @@ def _dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
     group = q.size(2) // k.size(2)
-    if group > 1:  # torch 2.11 has no grouped heads here
+    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in VARLEN_OPTIONS else {"is_causal": True}
+    if "enable_gqa" in VARLEN_OPTIONS:
+        options["enable_gqa"] = group > 1
+    elif group > 1:
         k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
     cu, longest = segments
-    # window (-1, 0): everything to the left, nothing to the right, which is causal
-    y = varlen_attn(q[0], k[0], v[0], cu, cu, longest, longest, window_size=(-1, 0))
+    y = varlen_attn(q[0], k[0], v[0], cu, cu, longest, longest, **options)
     assert isinstance(y, Tensor)
     return y[None]
 

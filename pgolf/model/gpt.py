@@ -42,11 +42,12 @@ class GPT(nn.Module):
         self.config = config
         self.dtype = dtype
         self.looped = True
+        self.wirings = {looped: wire(config, looped) for looped in (False, True)}
         self.tok_emb = nn.Embedding(
             vocab_size, config.dim, _weight=torch.randn(vocab_size, config.dim) * config.embed_std
         )
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.layers))
-        skips = wire(config, looped=True).skips
+        skips = self.wirings[True].skips
         self.skip_weights = nn.Parameter(torch.ones(skips, config.dim))
         self.skip_gates = nn.Parameter(torch.zeros(skips, config.dim))
         self.head = TiedHead(config.softcap)
@@ -63,7 +64,7 @@ class GPT(nn.Module):
         """ids [B, T] to the normalised final state [B, T, d]; `prepare` must have seen T."""
         tables = self._cos[: ids.size(1)], self._sin[: ids.size(1)]
         x = x0 = rms_norm(F.embedding(ids, self.tok_emb.weight).to(self.dtype))
-        wiring = wire(self.config, self.looped)
+        wiring = self.wirings[self.looped]
         stack: list[Tensor] = []
         for layer in wiring.encoder:
             x = self.blocks[layer](x, x0, tables, segments)

@@ -55,8 +55,6 @@ def test_help_lists_every_stage(folder):
     result = pgolf_command("--help")
     assert result.exit_code == 0
     words = result.output.split()
-    assert list(STAGES)[0] == "tokenize"
-    assert list(STAGES)[-1] == "verify-size"
     assert all(name in words for name in STAGES)
     assert all(name in words for name in ("run", "plan", "preset"))
 
@@ -89,7 +87,10 @@ def test_mistakes_end_in_one_message_and_exit_code_2(folder, arguments, texts):
     assert refused(pgolf_command(*arguments), *texts)
 
 
-@pytest.mark.parametrize("arguments", [*([name] for name in STAGES if name not in ("report", "verify-size")), ["run"], ["plan"], ["preset", "use", "mini"]])  # fmt: skip
+WITH_PARAMS = [*([name] for name in STAGES if name not in ("report", "verify-size")), ["run"], ["plan"]]
+
+
+@pytest.mark.parametrize("arguments", [*WITH_PARAMS, ["preset", "use", "mini"]])
 def test_missing_params_file_is_named(folder, arguments):
     (folder / "params.yaml").unlink()
     assert refused(pgolf_command(*arguments), "params.yaml is missing")

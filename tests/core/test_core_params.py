@@ -93,7 +93,7 @@ def test_committed_params_are_valid_and_resolve_to_every_key(params):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (lambda text: text.replace("quantize:", "quantise:"), r"`quantise` is not a section of .*; did you mean `quantize`\?"),
+    (lambda text: text.replace("quantize:", "quantise:"), r"`quantise` is not a section of .* mean `quantize`\?"),
     (lambda text: text + "\nseed: 3\n", r"`seed` is not a section of .*params\.yaml"),
     (lambda text: re.sub(r"(?s)compress:.*?\n\n", "", text), r"has no section `compress`: add `compress: \{\}`"),
     (lambda text: text.replace("damp:", "dampp:"), r"`quantize\.dampp` is not a parameter; did you mean `damp`\?"),

@@ -1,5 +1,7 @@
 """Every target exactly once, with the context that the rule gives it."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -65,7 +67,8 @@ def test_published_window_scores_every_target_once(total):
 def test_stride_of_a_whole_window_is_plain_evaluation(plan):
     total, seq_len, _ = plan
     windows = plan_windows(total, seq_len, seq_len)
-    assert listed(windows) == [(a, min(a + seq_len, total), range(a, min(a + seq_len, total))) for a in range(0, total, seq_len)]  # fmt: skip
+    spans = [(start, min(start + seq_len, total)) for start in range(0, total, seq_len)]
+    assert listed(windows) == [(start, end, range(start, end)) for start, end in spans]
 
 
 @pytest.mark.parametrize(("shortest", "extra"), [(1, 1984), (64, 1952)])
@@ -125,7 +128,7 @@ def test_each_document_gets_the_windows_it_would_get_alone(case):
     found = listed(plan_documents(np.flatnonzero(tokens == 1), total, seq_len, stride))
     edges = sorted({0, total, *(t for t in range(total) if tokens[t] == 1)})
     expected = []
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in itertools.pairwise(edges):
         for start, end, targets in slow_windows(b - a, seq_len, stride):
             expected.append((start + a, end + a, range(targets.start + a, targets.stop + a)))
     assert found == expected

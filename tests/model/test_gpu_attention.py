@@ -121,10 +121,10 @@ def test_bfloat16_losses_are_close_to_float32_on_the_cpu(device, packed, looped)
     vocab, length = 512, BOUNDS[-1]
     exact = GPT(MODEL, vocab)
     with torch.no_grad():
-        exact.tok_emb.weight.mul_(20)
+        exact.tok_emb.weight.mul_(5)
         for name, parameter in exact.named_parameters():
             if name.endswith("proj.weight"):
-                parameter.normal_(std=0.5 / math.sqrt(parameter.size(1)))
+                parameter.normal_(std=1.5 / math.sqrt(parameter.size(1)))
     fast = GPT(MODEL, vocab, torch.bfloat16)
     fast.load_state_dict(exact.state_dict())
     fast.to(device)
@@ -138,5 +138,5 @@ def test_bfloat16_losses_are_close_to_float32_on_the_cpu(device, packed, looped)
             losses.append(model.losses(ids.to(where), targets.to(where), boundaries).cpu())
     assert losses[1].dtype == torch.float32
     assert losses[0].std() > 0.3  # otherwise there is nothing to compare
-    assert (losses[0].mean() - losses[1].mean()).abs() < 0.005
-    assert (losses[0] - losses[1]).square().mean().sqrt() < 0.05
+    assert (losses[0].mean() - losses[1].mean()).abs() < 0.003
+    assert (losses[0] - losses[1]).square().mean().sqrt() < 0.03

@@ -1,9 +1,11 @@
+import itertools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from pgolf.model import attention
 from pgolf.model.attention import Segments, attend, backend
 from pgolf.model.blocks import exclusive
 
@@ -102,3 +104,29 @@ def test_exclusive_passes_gradients_to_the_value():
 def test_a_cpu_has_one_backend():
     for dtype in (torch.float32, torch.bfloat16):
         assert backend(torch.device("cpu"), dtype) == "sdpa"
+
+
+def slow_varlen(q, k, v, cu_q, cu_k, longest_q, longest_k, *, window_size):
+    """What the kernel promises, for equal numbers of heads: [T, H, D], each segment by itself, a window per query."""
+    assert q.shape == k.shape == v.shape
+    assert torch.equal(cu_q, cu_k)
+    assert longest_q == longest_k >= cu_q.diff().max()
+    left, right = window_size
+    y = torch.zeros_like(q)
+    for a, b in itertools.pairwise(cu_q.tolist()):
+        for t in range(a, b):
+            first = a if left < 0 else max(a, t - left)
+            last = b if right < 0 else min(b, t + right + 1)
+            scores = torch.einsum("hd,jhd->hj", q[t], k[first:last]) / math.sqrt(q.size(-1))
+            y[t] = torch.einsum("hj,jhd->hd", scores.softmax(-1), v[first:last])
+    return y
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+def test_the_variable_length_kernel_is_called_for_the_same_result(monkeypatch, kv_heads):
+    q, k, v = qkv(rows=1, kv_heads=kv_heads)
+    segments = Segments(torch.tensor([0, 3, 4, 9, 11, 11, 11], dtype=torch.int32), 5)
+    expected = attend(q, k, v, segments)
+    monkeypatch.setattr(attention, "backend", lambda device, dtype: "varlen")
+    monkeypatch.setattr(attention, "varlen_attn", slow_varlen)
+    torch.testing.assert_close(attend(q, k, v, segments), expected, rtol=1e-5, atol=1e-5)

@@ -155,9 +155,8 @@ def test_summary_weights_matrices_by_their_size():
     rows = {row[0]: row for row in class_rows(reports)}
     assert set(rows) == {"embed", "attn", "mlp"}
     assert rows["mlp"][1:3] == (3 * 2 * 16 * 32, 5)
-    assert set(metrics) == {
-        f"{key}{suffix}" for key in ("bits_per_weight_entropy", "weighted_error") for suffix in ("", "_embed", "_attn", "_mlp")
-    }  # fmt: skip
+    keys, suffixes = ("bits_per_weight_entropy", "weighted_error"), ("", "_embed", "_attn", "_mlp")
+    assert set(metrics) == {f"{key}{suffix}" for key in keys for suffix in suffixes}
 
 
 def test_errors_name_the_tensor_and_the_remedy():
