@@ -40,7 +40,7 @@ class Clock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Count the seconds of the block for no phase: compilation, validation, writing checkpoints."""
+        """Count the seconds of the block for no phase: compilation, validation."""
         with self._enter(None):
             yield
 

@@ -62,6 +62,8 @@ class ModelConfig:
             )
         if self.dim % self.heads:
             raise InputError(f"`dim` {self.dim} is not a multiple of `heads` {self.heads}")
+        if self.mlp_mult * self.dim != self.mlp_hidden:
+            raise InputError(f"`mlp_mult` {self.mlp_mult} times `dim` {self.dim} is not a whole number of hidden units")
         if self.heads % self.kv_heads:
             raise InputError(f"`heads` {self.heads} is not a multiple of `kv_heads` {self.kv_heads}")
         if self.rope_dims % 2 or not 0 <= self.rope_dims <= self.head_dim:

@@ -5,13 +5,14 @@ the micro-batches; clip the global norm; AdamW; Muon; average. The clock is hand
 where it stopped and compilation stays outside.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pgolf.data.batches import Batch
+from pgolf.data.batches import BUCKET, Batch
 from pgolf.model.attention import Segments
 from pgolf.model.gpt import GPT
 from pgolf.train.averaging import EMA
@@ -71,6 +72,7 @@ class Trainer:
         self.average = EMA(model, config.ema)
         self.losses: Callable[..., Tensor] = model.losses
         if device.type == "cuda" and config.compile:
+            torch._dynamo.config.cache_size_limit = 64  # graphs: lengths of cu_seqlens times recurrence on and off
             self.losses = torch.compile(model.losses, dynamic=False)
 
     def backward(self, batches: Iterator[Batch]) -> Tensor:
@@ -98,10 +100,12 @@ class Trainer:
         self.average.update()
 
     def warm_up(self, batches: Iterator[Batch]) -> None:
-        """Run both graphs once, off the clock, and throw the gradients away: weights and optimizers stay untouched."""
+        """Run every graph once, off the clock, and throw the gradients away: weights and optimizers stay untouched."""
+        batch = next(batches)
         for looped in (False, True):
             self.model.looped = looped
-            self.backward(batches)
+            for variant in _lengths(batch):
+                self.backward(itertools.repeat(variant))
         self.model.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
@@ -125,6 +129,17 @@ class Trainer:
                 held[name].copy_(tensor)
         state = {index: part(f"adam.{name}.") for index, name in enumerate(self.adam_names)}
         self.adam.load_state_dict({"state": state, "param_groups": self.adam.state_dict()["param_groups"]})
+
+
+def _lengths(batch: Batch) -> Iterator[Batch]:
+    """The batch with as many document boundaries as training will meet: 64, 128, 192 and 256 (PR 1855)."""
+    if batch.cu_seqlens is None:
+        yield batch
+        return
+    total = batch.inputs.size(1)
+    for entries in range(BUCKET, 4 * BUCKET + 1, BUCKET):
+        step = -(-total // (entries - 1))
+        yield batch._replace(cu_seqlens=torch.arange(entries).mul(step).clamp_max(total).int())
 
 
 def train(
@@ -164,8 +179,9 @@ def train(
         trainer.update(step, multiplier)
         step += 1
         if traced:  # the only place where the host waits for the device
+            value = loss.item()
             trace.entry(step, elapsed(), multiplier, loss)
-            report(Report(step, fraction, elapsed(), step * config.batch_tokens, loss.item()))
+            report(Report(step, fraction, elapsed(), step * config.batch_tokens, value))
     model.looped = True
     trainer.average.apply()
     return Trained(step, elapsed(), loss.item(), trace.tensors())

@@ -1,3 +1,4 @@
+import inspect
 import itertools
 import math
 
@@ -129,4 +130,5 @@ def test_the_variable_length_kernel_is_called_for_the_same_result(monkeypatch, k
     expected = attend(q, k, v, segments)
     monkeypatch.setattr(attention, "backend", lambda device, dtype: "varlen")
     monkeypatch.setattr(attention, "varlen_attn", slow_varlen)
+    monkeypatch.setattr(attention, "VARLEN_OPTIONS", frozenset(inspect.signature(slow_varlen).parameters))
     torch.testing.assert_close(attend(q, k, v, segments), expected, rtol=1e-5, atol=1e-5)
