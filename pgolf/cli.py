@@ -78,17 +78,25 @@ def run(
 
 @app.command(rich_help_panel="Runs")
 @handled
-def plan(params: ParamsOption = paths.PARAMS) -> None:
+def plan(
+    params: ParamsOption = paths.PARAMS,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(help="Training speed for a wall-clock budget; default: the last run's here.")
+    ] = None,
+) -> None:
     """Predict parameters, FLOPs, steps and bytes before anything is trained, and check what a run needs."""
+    from pgolf import artifacts
     from pgolf.preflight import preflight
     from pgolf.sections import load_sections
 
-    prediction = preflight(params, load_sections(params).tokenize.vocab_size)
+    if tokens_per_second is None and paths.metrics("train").exists():
+        tokens_per_second = artifacts.read_json(paths.metrics("train"), "train").get("tokens_per_second")
+    prediction = preflight(params, load_sections(params).tokenize.vocab_size, tokens_per_second)
     plain, looped = prediction.forward_flops
     rows: list[tuple[str, Any]] = [
         ("parameters", f"{prediction.parameters:,}"),
         ("forward MFLOP per token, recurrence off / on", f"{plain / 1e6:.2f} / {looped / 1e6:.2f}"),
-        ("steps", "by wall-clock" if prediction.steps is None else f"{prediction.steps:,}"),
+        ("steps", "by wall-clock: give --tokens-per-second" if prediction.steps is None else f"{prediction.steps:,}"),
         ("training tokens", "-" if prediction.tokens is None else f"{prediction.tokens:,}"),
         ("training TFLOP", "-" if prediction.train_flops is None else f"{prediction.train_flops / 1e12:,.1f}"),
         ("model bytes (rate model)", f"{prediction.bytes_model:,}"),
@@ -116,8 +124,7 @@ def preset_use(
     """Write the keys of presets into params.yaml; comments and other keys stay."""
     from pgolf.presets import apply_preset
 
-    for name in names:
-        changed = apply_preset(params, name)
+    for name, changed in apply_preset(params, *names).items():
         console.print(f"{name}: {changed} keys changed in {params}")
 
 

@@ -43,8 +43,8 @@ class Progress:
             console.print(line, soft_wrap=True, markup=False)
 
     def count(self, what: str) -> Callable[[int, int], None]:
-        """A callback (done, total) that shows `what` with a percentage."""
-        return lambda done, total: self(f"{what} {done:,} of {total:,} ({done / max(total, 1):.0%})")
+        """A callback (done, total) that shows `what`, with a percentage where the total is known (not 0)."""
+        return lambda done, total: self(f"{what} {done:,}" + (f" of {total:,} ({done / total:.0%})" if total else ""))
 
 
 @contextlib.contextmanager

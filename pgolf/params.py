@@ -18,7 +18,16 @@ def read_params(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise InputError(f"{path} is missing: run in the folder that holds params.yaml, or name it with --params")
     try:
-        params = YAML(typ="safe", pure=True).load(path)
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from None
+    return parse_params(text, path)
+
+
+def parse_params(text: str, path: Path) -> dict[str, Any]:
+    """The text of a params file as plain mappings and lists; `path` is what messages name."""
+    try:
+        params = YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(params, Mapping):

@@ -21,7 +21,7 @@ class Plan(NamedTuple):
     forward_flops: tuple[int, int]
     """Per token, without and with recurrence."""
     steps: int | None
-    """None where the budget is wall-clock."""
+    """None where the budget is wall-clock and the speed is not known."""
     tokens: int | None
     train_flops: int | None
     """Of the whole run."""
@@ -37,20 +37,22 @@ def forward_flops(config: ModelConfig, vocab_size: int, context: float, looped: 
     return round(layer * len(wiring.encoder + wiring.decoder) + 2 * config.dim * vocab_size)
 
 
-def make_plan(sections: Sections, vocab_size: int) -> Plan:
-    """Predict a run."""
+def make_plan(sections: Sections, vocab_size: int, tokens_per_second: float | None = None) -> Plan:
+    """Predict a run; `tokens_per_second` is the training speed that turns a wall-clock budget into steps."""
     config, train = sections.model, sections.train
     shapes = parameter_shapes(config, vocab_size)
     flops = tuple(forward_flops(config, vocab_size, train.seq_len / 2, looped) for looped in (False, True))
-    tokens = total = None
-    if train.steps is not None:
-        tokens = train.steps * train.batch_tokens
+    steps, tokens, total = train.steps, None, None
+    if train.seconds is not None and tokens_per_second is not None:
+        steps = int((train.seconds - train.reserve_seconds) * tokens_per_second / train.batch_tokens)
+    if steps is not None:
+        tokens = steps * train.batch_tokens
         mean = train.loop_at * flops[0] + (1 - train.loop_at) * flops[1]
         total = round(3 * mean * tokens)
     return Plan(
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         forward_flops=(flops[0], flops[1]),
-        steps=train.steps,
+        steps=steps,
         tokens=tokens,
         train_flops=total,
         bytes_model=predicted_bytes(shapes, sections.quantize),

@@ -15,11 +15,14 @@ BYTES_PER_PARAMETER = 64
 """Disk for one run, generously: weights, average, optimizer state, Hessians, codes."""
 
 
-def preflight(params: Path, vocab_size: int) -> Plan:
-    """Check all sections, packages and disk; returns the plan. InputError names what is missing and the remedy."""
+def preflight(params: Path, vocab_size: int, tokens_per_second: float | None = None) -> Plan:
+    """Check all sections, packages and disk; returns the plan (see `make_plan`).
+
+    InputError names what is missing and the remedy.
+    """
     sections = load_sections(params)
     _packages(sections)
-    plan = make_plan(sections, vocab_size)
+    plan = make_plan(sections, vocab_size, tokens_per_second)
     need, free = plan.parameters * BYTES_PER_PARAMETER, shutil.disk_usage(Path.cwd()).free
     if free < need:
         raise InputError(f"{free / 1e9:.1f} GB of disk are free here; a run of this size may need {need / 1e9:.1f} GB")

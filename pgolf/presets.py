@@ -13,8 +13,8 @@ from ruamel.yaml import YAML
 from pgolf.artifacts import write_bytes
 from pgolf.config import suggest
 from pgolf.errors import InputError
-from pgolf.params import read_params
-from pgolf.sections import load_sections
+from pgolf.params import parse_params, read_params
+from pgolf.sections import check_sections
 
 FOLDER = Path("presets")
 
@@ -27,31 +27,28 @@ def preset_files(folder: Path = FOLDER) -> dict[str, Path]:
     return files
 
 
-def apply_preset(params: Path, name: str, folder: Path = FOLDER) -> int:
-    """Write a preset's keys into a params file; returns how many values changed.
+def apply_preset(params: Path, *names: str, folder: Path = FOLDER) -> dict[str, int]:
+    """Write the keys of presets, in order, into a params file; returns how many values each changed.
 
     The result is checked as a whole before the file is replaced; InputError for an unknown preset or a wrong key.
     """
     files = preset_files(folder)
-    if name not in files:
-        raise InputError(f"`{name}` is not a preset{suggest(name, files)}")
+    for name in names:
+        if name not in files:
+            raise InputError(f"`{name}` is not a preset{suggest(name, files)}")
     read_params(params)  # its errors name the file
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     document = yaml.load(params)
-    changed = sum(_merge(document, read_params(files[name])))
-    text = io.BytesIO()
+    changed = {name: sum(_merge(document, read_params(files[name]))) for name in names}
+    text = io.StringIO()
     yaml.dump(document, text)
-    candidate = params.with_name(f".{params.name}.candidate")
     try:
-        write_bytes(candidate, text.getvalue())
-        load_sections(candidate)
+        check_sections(parse_params(text.getvalue(), params), params)
     except InputError as error:
-        raise InputError(f"preset `{name}`: {str(error).replace(str(candidate), str(params))}") from None
-    finally:
-        candidate.unlink(missing_ok=True)
-    write_bytes(params, text.getvalue())
+        raise InputError(f"preset `{' + '.join(names)}`: {error}") from None
+    write_bytes(params, text.getvalue().encode())
     return changed
 
 

@@ -1,5 +1,6 @@
 """All sections of params.yaml together: for commands that look at a whole run rather than at one stage."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -38,7 +39,11 @@ class Sections:
 
 def load_sections(path: Path) -> Sections:
     """Check the whole file; InputError for the first unknown, missing or wrong key."""
-    params = read_params(path)
+    return check_sections(read_params(path), path)
+
+
+def check_sections(params: Mapping[str, Any], path: Path) -> Sections:
+    """All sections as dataclasses; `path` is what messages name."""
     names = [field.name for field in fields(Sections)]
     for name in params:
         if name not in names:

@@ -50,7 +50,7 @@ def train(params: Path = paths.PARAMS) -> None:
         "world_size": 1,
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
         "hardware": hardware_name(device),
-        "attention": backend(device, dtype),
+        "attention": backend(device, dtype) if config.batches == "packed" else "sdpa",
         "record_eligible": resume is None,
     }
     artifacts.write_json(paths.metrics("train"), metrics)

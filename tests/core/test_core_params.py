@@ -121,7 +121,7 @@ def merged(target, overlay):
 def test_preset_sets_its_keys_keeps_all_others_and_every_comment(params, name):
     before, text = read_params(params), params.read_text()
     overlay = YAML(typ="safe").load(ROOT / f"presets/{name}.yaml")
-    apply_preset(params, name, ROOT / "presets")
+    apply_preset(params, name, folder=ROOT / "presets")
     assert read_params(params) == merged(before, overlay)
     assert comments(params.read_text()) == comments(text)
     load_sections(params)
@@ -130,20 +130,20 @@ def test_preset_sets_its_keys_keeps_all_others_and_every_comment(params, name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_applying_a_preset_twice_changes_nothing_more(params, name):
-    assert apply_preset(params, name, ROOT / "presets") > 0
+    assert apply_preset(params, name, folder=ROOT / "presets")[name] > 0
     text = params.read_bytes()
-    assert apply_preset(params, name, ROOT / "presets") == 0
+    assert apply_preset(params, name, folder=ROOT / "presets") == {name: 0}
     assert params.read_bytes() == text
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_overlay_fits_every_system_and_leaves_no_trace_in_it(params, name, overlay):
-    apply_preset(params, name, ROOT / "presets")
+    apply_preset(params, name, folder=ROOT / "presets")
     expected = load_sections(params)
-    apply_preset(params, overlay, ROOT / "presets")
+    apply_preset(params, overlay, folder=ROOT / "presets")
     assert load_sections(params) != expected
-    apply_preset(params, name, ROOT / "presets")
+    apply_preset(params, name, folder=ROOT / "presets")
     assert load_sections(params) == expected
 
 
@@ -169,7 +169,7 @@ def test_wrong_preset_leaves_params_untouched(params, tmp_path, overlay, message
     write(tmp_path / "presets/new.yaml", overlay)
     before = params.read_bytes()
     with pytest.raises(InputError, match=message) as caught:
-        apply_preset(params, "new", tmp_path / "presets")
+        apply_preset(params, "new", folder=tmp_path / "presets")
     assert "candidate" not in str(caught.value)
     assert params.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["params.yaml", "presets"]
@@ -177,12 +177,12 @@ def test_wrong_preset_leaves_params_untouched(params, tmp_path, overlay, message
 
 def test_unknown_preset_is_refused_with_a_suggestion(params):
     with pytest.raises(InputError, match=r"`record-1439` is not a preset; did you mean `record-1493`\?"):
-        apply_preset(params, "record-1439", ROOT / "presets")
+        apply_preset(params, "record-1439", folder=ROOT / "presets")
 
 
 def test_folder_without_presets_is_refused(params, tmp_path):
     with pytest.raises(InputError, match="holds no presets"):
-        apply_preset(params, "mini", tmp_path / "nowhere")
+        apply_preset(params, "mini", folder=tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(("text", "message"), [(None, "is missing"), ("a: {\n", "not valid YAML"), ("", "must hold")])
@@ -192,12 +192,12 @@ def test_preset_over_a_broken_params_file(params, text, message):
     else:
         params.write_text(text)
     with pytest.raises(InputError, match=message):
-        apply_preset(params, "mini", ROOT / "presets")
+        apply_preset(params, "mini", folder=ROOT / "presets")
 
 
 def test_record_1493_has_the_published_constants(params):
-    apply_preset(params, "mini", ROOT / "presets")
-    apply_preset(params, "record-1493", ROOT / "presets")
+    apply_preset(params, "mini", folder=ROOT / "presets")
+    apply_preset(params, "record-1493", folder=ROOT / "presets")
     found = load_sections(params)
     model, train, quantize, evaluate = found.model, found.train, found.quantize, found.evaluate
     assert found.tokenize.vocab_size == 8192
@@ -224,8 +224,18 @@ def test_record_1493_has_the_published_constants(params):
 
 
 def test_defaults_of_the_model_are_record_1493(params):
-    apply_preset(params, "record-1493", ROOT / "presets")
+    apply_preset(params, "record-1493", folder=ROOT / "presets")
     found = load_sections(params)
     for name in ("model", "calibrate", "quantize", "evaluate", "verify_size"):
         value = getattr(found, name)
         assert value == type(value)(), name
+
+
+def test_several_presets_are_applied_as_one_or_not_at_all(params):
+    before = params.read_bytes()
+    with pytest.raises(InputError, match="nonsense"):
+        apply_preset(params, "mini", "nonsense", folder=ROOT / "presets")
+    assert params.read_bytes() == before
+    assert list(apply_preset(params, "record-1493", "bench", folder=ROOT / "presets")) == ["record-1493", "bench"]
+    assert load_sections(params).train.seconds == 200.0
+    assert load_sections(params).model.dim == 512

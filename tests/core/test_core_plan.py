@@ -19,7 +19,7 @@ def sections(tmp_path):
         path = tmp_path / "params.yaml"
         path.write_bytes((ROOT / "params.yaml").read_bytes())
         for name in presets:
-            apply_preset(path, name, ROOT / "presets")
+            apply_preset(path, name, folder=ROOT / "presets")
         return load_sections(path)
 
     return load
@@ -69,3 +69,11 @@ def test_budget_in_steps_gives_tokens_and_flops(sections):
     expected = 3 * 12 * 1024 * (0.35 * plain + 0.65 * looped)
     assert plan.train_flops == pytest.approx(expected, rel=1e-9)
     assert plan.forward_flops == tuple(forward_flops(chosen.model, 512, 64, on) for on in (False, True))
+
+
+def test_a_wall_clock_budget_and_a_speed_give_steps(sections):
+    chosen = sections("record-1493")
+    assert make_plan(chosen, 8192).steps is None
+    plan = make_plan(chosen, 8192, tokens_per_second=7.0e6)
+    assert plan.steps == int(588 * 7.0e6 / 786_432)
+    assert plan.tokens == plan.steps * 786_432
