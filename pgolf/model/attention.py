@@ -6,18 +6,20 @@
 Softmax scale 1/sqrt(D); query head h reads KV head h // (heads / kv_heads).
 """
 
+import contextlib
 import inspect
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # torch before 2.10
-    varlen_attn = None  # type: ignore[assignment]
+varlen_attn: Callable[..., Any] | None = None
+if torch.cuda.is_available():  # without a GPU it is of no use, and importing it pulls in the whole compiler: 8 seconds
+    with contextlib.suppress(ImportError):  # torch before 2.10
+        from torch.nn.attention.varlen import varlen_attn
 
 VARLEN_OPTIONS = frozenset(inspect.signature(varlen_attn).parameters) if varlen_attn is not None else frozenset()
 """torch 2.11 says `is_causal` and has no grouped heads; from 2.12 a window of (-1, 0) is causal."""
@@ -70,6 +72,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
     elif group > 1:
         k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
     cu, longest = segments
+    assert varlen_attn is not None
     y = varlen_attn(q[0], k[0], v[0], cu, cu, longest, longest, **options)
     assert isinstance(y, Tensor)
     return y[None]
