@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 BIN := $(VENV)/bin
+# Modules are compiled when they are first imported, not all 9,000 of them on installation.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup setup-dev repro test lint clean
 
@@ -12,11 +14,11 @@ help:  ## Show the targets
 
 $(BIN)/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile $(PIP_ARGS) -c constraints.txt -e .
 	@touch $@
 
 $(BIN)/.dev: $(BIN)/.run
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile $(PIP_ARGS) -c constraints.txt -e '.[dev]'
 	@touch $@
 
 setup: $(BIN)/.run  ## Virtual environment with what the pipeline needs
