@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pgolf import artifacts
 from pgolf.config import build
+from pgolf.errors import InputError
 from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import GPT
 
@@ -27,12 +28,20 @@ class Checkpoint(NamedTuple):
         """The model with these weights."""
         with torch.device("meta"):
             model = GPT(self.config, self.vocab_size, dtype)
-        model.load_state_dict(self.state, assign=True)
+        try:
+            model.load_state_dict(self.state, assign=True)
+        except RuntimeError as error:
+            raise InputError(
+                f"the checkpoint does not fit its own shape constants ({error}): run `pgolf train` again"
+            ) from None
         return model.to(device)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read and check a checkpoint; InputError as for every artifact."""
     state, meta = artifacts.load(path, schema="pgolf.checkpoint", made_by="train")
-    config = build(ModelConfig, meta["params"]["model"], "model")
-    return Checkpoint(state, config, meta["vocab_size"], meta["tokenizer"], artifacts.sha256(path))
+    try:
+        config = build(ModelConfig, meta["params"]["model"], "model")
+        return Checkpoint(state, config, meta["vocab_size"], meta["tokenizer"], artifacts.sha256(path))
+    except KeyError as error:
+        raise InputError(f"{path} lacks {error} in its metadata: run `pgolf train` again") from None

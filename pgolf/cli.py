@@ -89,9 +89,13 @@ def plan(
     from pgolf.preflight import preflight
     from pgolf.sections import load_sections
 
+    last: dict[str, Any] = {}
     if tokens_per_second is None and paths.metrics("train").exists():
-        tokens_per_second = artifacts.read_json(paths.metrics("train"), "train").get("tokens_per_second")
-    prediction = preflight(params, load_sections(params).tokenize.vocab_size, tokens_per_second)
+        last = artifacts.read_json(paths.metrics("train"), "train")
+    vocab_size = load_sections(params).tokenize.vocab_size
+    prediction = preflight(params, vocab_size, tokens_per_second)
+    if last.get("parameters") == prediction.parameters:  # the speed of another model says nothing
+        prediction = preflight(params, vocab_size, last.get("tokens_per_second"))
     plain, looped = prediction.forward_flops
     rows: list[tuple[str, Any]] = [
         ("parameters", f"{prediction.parameters:,}"),

@@ -112,8 +112,3 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _say(label: str, style: str, text: str) -> None:
     """One line, `text` as it is: a path may look like markup."""
     console.print(Text.assemble((label, style), " ", text), soft_wrap=True)
-
-
-def warn(text: str) -> None:
-    """A line that a user should not miss."""
-    _say("warning:", "yellow", text)

@@ -37,7 +37,12 @@ def validation(data: Path, tokenizer: Path) -> tuple[NDArray[np.uint16], NDArray
     """The validation tokens [n] and the bytes charged to each [n]."""
     tokens = np.concatenate([read_shard(path) for path in shard_files(data, "val")])
     if any(data.glob("fineweb_val_bytes_*.bin")):
-        return tokens, np.concatenate([read_shard(path) for path in shard_files(data, "val_bytes")])
+        sidecar = np.concatenate([read_shard(path) for path in shard_files(data, "val_bytes")])
+        if len(sidecar) != len(tokens):
+            raise InputError(
+                f"{data} has {len(sidecar)} byte counts for {len(tokens)} validation tokens: fetch both again"
+            )
+        return tokens, sidecar
     from sentencepiece import SentencePieceProcessor
 
     from pgolf.data.byte_table import byte_table
@@ -72,10 +77,13 @@ def main(params: Mapping[str, Any]) -> dict[str, float]:
     out.write_bytes(blob)
     print(f"bytes_model:{len(blob)}", flush=True)
     tokens, token_bytes = validation(data, tokenizer)
+    if int(tokens.max()) >= params["vocab_size"]:
+        raise InputError(f"{data} holds token {tokens.max()}, the vocabulary has {params['vocab_size']}: wrong shards")
     with clock.phase("evaluate"):
         model, _ = decode_model(out.read_bytes(), device, dtype)
         result = evaluate(model, tokens, token_bytes, build(EvaluateConfig, params["evaluate"], "evaluate"))
         synchronize(device)
+    print(f"val_tokens:{result.final.tokens} val_bytes:{result.final.bytes}")
     print(f"quantized_bpb:{result.plain.bpb:.8f}")
     print(f"val_loss:{result.final.loss:.8f} val_bpb:{result.final.bpb:.8f} eval_time:{clock.seconds('evaluate'):.1f}s")
     return {"val_bpb": result.final.bpb, "val_loss": result.final.loss, "bytes_model": len(blob)}

@@ -20,6 +20,7 @@ def calibrate(params: Path = paths.PARAMS) -> None:
     device, dtype = pick_device()
     checkpoint = load_checkpoint(paths.MODEL)
     tokens = open_tokens(paths.TOKENS, paths.TOKENIZER)
+    tokens.check_model(paths.MODEL, checkpoint.vocab_size, checkpoint.tokenizer)
     model, clock = checkpoint.build(device, dtype), Clock()
     with progress("calibrate") as show, clock.phase("calibrate"):
         hessians = collect(model, config, tokens.train, lambda done: show.count("batches")(done, config.batches))

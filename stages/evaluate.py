@@ -10,7 +10,6 @@ from pgolf.config import to_dict
 from pgolf.console import progress, stage_main
 from pgolf.data.tokens import open_tokens
 from pgolf.device import hardware_name, pick_device, synchronize
-from pgolf.errors import InputError
 from pgolf.evaluate.config import EvaluateConfig
 from pgolf.evaluate.run import evaluate as run_evaluation
 from pgolf.params import section
@@ -26,10 +25,7 @@ def evaluate(params: Path = paths.PARAMS) -> None:
     clock = Clock()
     with progress("evaluate") as show, clock.phase("evaluate"):
         model, header = decode_model(blob, device, dtype)
-        if header["tokenizer"] != tokens.tokenizer_sha256:
-            raise InputError(
-                f"{paths.ARTIFACT} was trained with another tokenizer than {paths.TOKENS}: run `pgolf train` again"
-            )
+        tokens.check_model(paths.ARTIFACT, header["vocab_size"], header["tokenizer"])
         result = run_evaluation(
             model, tokens.val, tokens.val_bytes, config, lambda phase, done, total: show.count(phase)(done, total)
         )
@@ -58,6 +54,7 @@ def evaluate(params: Path = paths.PARAMS) -> None:
         "scored_tokens": result.final.tokens,
         "scored_bytes": result.final.bytes,
         "hardware": hardware_name(device),
+        "artifact_sha256": artifacts.sha256(paths.ARTIFACT),
     }
     artifacts.write_json(paths.metrics("evaluate"), metrics)
 

@@ -18,6 +18,7 @@ def score(params: Path = paths.PARAMS) -> None:
     device, dtype = pick_device()
     checkpoint = load_checkpoint(paths.MODEL)
     tokens = open_tokens(paths.TOKENS, paths.TOKENIZER)
+    tokens.check_model(paths.MODEL, checkpoint.vocab_size, checkpoint.tokenizer)
     with progress("score") as show:
         windows = windows_for(tokens.val, config, config.seq_len)
         model = checkpoint.build(device, dtype)

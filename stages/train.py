@@ -58,11 +58,11 @@ def train(params: Path = paths.PARAMS) -> None:
 
 
 def _show(show: Progress, report: Report, projected: int) -> None:
-    left = report.seconds * (1 - report.fraction) / report.fraction if report.fraction else float("nan")
+    left = f"{report.seconds * (1 - report.fraction) / report.fraction:,.0f} s left  " if report.fraction else ""
     rate = report.tokens / max(report.seconds, 1e-9)
     show(
         f"step {report.step:,} ({report.fraction:.0%})  loss {report.loss:.4f}  {rate:,.0f} tokens/s  "
-        f"{left:,.0f} s left  ~{projected:,} bytes"
+        f"{left}~{projected:,} bytes"
     )
 
 

@@ -8,6 +8,7 @@ import typer
 import pgolf
 from pgolf import artifacts, paths
 from pgolf.console import progress, stage_main, table
+from pgolf.errors import InputError
 from pgolf.rules import load_rules
 from pgolf.sections import load_sections
 from pgolf.submit.gate import GateReport, gate
@@ -23,13 +24,18 @@ def verify_size(params: Path = paths.PARAMS) -> None:
     sections = load_sections(params)
     metrics = {stage: artifacts.read_json(paths.metrics(stage), stage) for stage in STAGES}
     bytes_model = artifacts.require(paths.ARTIFACT, "compress").stat().st_size
+    if metrics["evaluate"]["artifact_sha256"] != artifacts.sha256(paths.ARTIFACT):
+        raise InputError(f"the score in metrics/ is not that of {paths.ARTIFACT}: run `pgolf evaluate` again")
+    rules, cap = load_rules(), sections.verify_size.cap_bytes
+    if cap > rules.artifact.value:
+        raise InputError(f"`verify_size.cap_bytes` is {cap}, above the challenge's {rules.artifact.value}: lower it")
     with progress("verify-size") as show:
         show("packing the runtime closure")
         resolved = {name: value for name, value in sections.resolved().items() if name in SHIPPED}
         resolved["vocab_size"] = metrics["tokenize"]["tokenizer_vocab_size"]
         root = Path(pgolf.__file__).parents[1]
         code = pack_code("pgolf.runtime", root, resolved, exclude=optional_modules(resolved)).source
-    report = gate(metrics, bytes_model, len(code), load_rules(), sections.verify_size.cap_bytes)
+    report = gate(metrics, bytes_model, len(code), rules, cap)
     artifacts.write_bytes(paths.PACKED_CODE, code)
     artifacts.write_json(paths.VERIFY, report.to_json())
     artifacts.write_json(paths.metrics("verify-size"), report.metrics())

@@ -23,8 +23,7 @@ unpacked one, and equal to it for codec 0. The unpacked lengths of all streams t
 Stream i belongs to the i-th group of the layout, in order of first appearance. Its unpacked bytes are, for each maximal
 run of consecutive tensors of the group whose elements have equal width w: the run's elements one tensor after the
 other, 2-D int8 tensors column by column, all others row by row; then, where w > 1, byte 0 (the lowest) of every element
-of the run, byte 1 of every element, and so on up to byte w - 1. Streams are unpacked in order: a codec may use the
-tensors of earlier streams.
+of the run, byte 1 of every element, and so on up to byte w - 1. Streams are unpacked in order.
 
 A reader trusts nothing: lengths are checked against the file and the limits, then the checksum, then every unpacked
 length against the layout, all before any stream is unpacked. The checksum finds damage, not malice.

@@ -2,7 +2,7 @@
 
 `cu_seqlens` (cumulative sequence lengths) lists the segments that attention must not cross: they start at every BOS,
 at position 0, and every `max_document` tokens inside a long document; the list ends with the total length and is
-padded with it to a multiple of 64 entries, so that compiled code meets few shapes (documents: spec 4.22; from PR 1530).
+padded with it to a multiple of 64 entries, so that compiled code meets few shapes (PR 1530).
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""How many bytes of text each token stands for: the denominator of bits per byte (spec A.5).
+"""How many bytes of text each token stands for: the denominator of bits per byte.
 
 For target y after token x: `bytes(x, y) = base[y] + (space[y] and not boundary[x])`, where `base` is the UTF-8 length
 of the piece without one leading `▁` (1 for a byte piece), `space` says that the `▁` was there, and `boundary` marks

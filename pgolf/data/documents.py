@@ -1,6 +1,6 @@
 """Document files: one JSON object a line with the key `text`, plain or compressed, read as a stream.
 
-The challenge's document list has this form (spec: source documents and split). A document is identified by the
+The challenge's document list has this form. A document is identified by the
 SHA-256 of its UTF-8 bytes.
 """
 

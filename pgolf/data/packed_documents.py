@@ -1,4 +1,4 @@
-"""Documents packed into one long row, for attention that stops at document boundaries (spec 7.6 and 4.22; PR 1530 on).
+"""Documents packed into one long row, for attention that stops at document boundaries (PR 1530 on).
 
 A cursor starts at the first BOS of a shard. At each step rank r takes the T + 1 tokens at `cursor + r (T + 1)`, whose
 last is a target only, and the cursor moves by `W (T + 1)`. What remains of a shard when that no longer fits is

@@ -1,4 +1,4 @@
-"""The challenge's shard files (spec A.3): a header of 256 int32, then the tokens as uint16, all little-endian.
+"""The challenge's shard files: a header of 256 int32, then the tokens as uint16, all little-endian.
 
 Header: [0] = 20240520, [1] = version 1, [2] = number of tokens, the rest 0. So a file has exactly
 `1024 + 2 * tokens` bytes. The byte sidecar of the validation tokens has the same form.

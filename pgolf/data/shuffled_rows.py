@@ -1,4 +1,4 @@
-"""Shuffled rows of a fixed length (spec 7.5; PRs 1394, 1413, 1493, 1520; also used to calibrate GPTQ).
+"""Shuffled rows of a fixed length (PRs 1394, 1413, 1493, 1520; also used to calibrate GPTQ).
 
 Rank r owns the shards r, r + W, ... Each shard is cut into blocks of T tokens after a random phase, in a random order;
 each row takes its shard with a probability proportional to the blocks left in it. When no block is left, all is drawn

@@ -1,4 +1,4 @@
-"""The challenge's SentencePiece tokenizer: byte-pair encoding with byte fallback (options: spec A.2).
+"""The challenge's SentencePiece tokenizer: byte-pair encoding with byte fallback.
 
 Ids 0 to 3 are pad, BOS, EOS, unknown; 4 to 259 the bytes; then the learned pieces. A document becomes
 `[BOS] + encode(text)`, without EOS.

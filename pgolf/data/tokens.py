@@ -20,6 +20,8 @@ SCHEMA = "pgolf.tokens"
 VERSION = 1
 MANIFEST = "manifest.json"
 RHO_TOLERANCE = 1e-3
+CHECKED_TOKENS = 100_000_000
+"""Training shards up to this size in all are hashed at every start; larger ones only when they are fetched."""
 AGAIN = "run `pgolf tokenize` again"
 
 
@@ -57,9 +59,14 @@ class Tokens:
     tokens_per_byte: float
     """rho of these arrays: scored tokens over canonical bytes."""
 
+    def check_model(self, path: Path, vocab_size: int, tokenizer_sha256: str) -> None:
+        """Refuse a model file that was trained with another tokenizer."""
+        if (vocab_size, tokenizer_sha256) != (self.vocab_size, self.tokenizer_sha256):
+            raise InputError(f"{path} was trained with another tokenizer than these tokens: run `pgolf train` again")
+
 
 def open_tokens(folder: Path, tokenizer_path: Path | None) -> Tokens:
-    """Check everything but the content of the training shards (their lengths are checked) and load the validation set.
+    """Check everything, large training shards by their length only, and load the validation set.
 
     `tokenizer_path` None skips the tokenizer's check, for stages that never decode. Raises InputError naming the file
     that is missing, damaged, or not the one that the manifest describes.
@@ -79,7 +86,8 @@ def _checked(folder: Path, manifest: dict[str, Any], tokenizer_path: Path | None
     """Compare files with the manifest; an ill-formed manifest may raise KeyError or TypeError."""
     if tokenizer_path is not None:
         _check_tokenizer(tokenizer_path, manifest["tokenizer_sha256"])
-    train = _files(folder, "train", manifest["train"]["shards"], content=False)
+    small = sum(entry["tokens"] for entry in manifest["train"]["shards"]) <= CHECKED_TOKENS
+    train = _files(folder, "train", manifest["train"]["shards"], content=small)
     val = _joined(_files(folder, "val", manifest["val"]["shards"], content=True))
     val_bytes = _joined(_files(folder, "val_bytes", manifest["val_bytes"]["shards"], content=True))
     if len(val_bytes) != len(val):

@@ -35,7 +35,10 @@ class Score(NamedTuple):
 
 def summarize(losses: NDArray[np.float32], target_bytes: NDArray[np.integer]) -> Score:
     """Score of per-target losses [n], nats, and the bytes charged to the same targets [n]."""
-    assert len(losses) == len(target_bytes), "every target has its bytes"
+    if len(losses) != len(target_bytes):
+        raise InputError(
+            f"{len(losses)} targets have {len(target_bytes)} byte counts: tokens and sidecar do not belong together"
+        )
     nats, count = float(losses.sum(dtype=np.float64)), int(target_bytes.sum(dtype=np.int64))
     if count < 1:
         raise InputError("the scored targets hold no text: give validation documents that are not empty")

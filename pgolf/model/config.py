@@ -77,6 +77,9 @@ class ModelConfig:
                 f"`loop_start` {self.loop_start} and `loop_end` {self.loop_end} must name layers, in order, of "
                 f"0 to {self.layers - 1}; set `loop_runs: 1` for no recurrence"
             )
+        virtual = self.layers + (self.loop_runs - 1) * (self.loop_end - self.loop_start + 1)
+        if virtual > 256:
+            raise InputError(f"`loop_runs` {self.loop_runs} makes {virtual} virtual layers; at most 256 are allowed")
         if self.parallel_from is not None and not 0 <= self.parallel_from <= self.layers:
             raise InputError(f"`parallel_from` {self.parallel_from} must name a layer (0 to {self.layers}) or be null")
 

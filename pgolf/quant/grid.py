@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def sdclip_scale(weight: Tensor, k_sigma: float, clip: int) -> Tensor:
-    """Row scales [m], float16, of W [m, n]; a row too small for float16 gets the smallest normal number."""
+    """Row scales [m], float16, of W [m, n]; a row too small for float16 gets its smallest number."""
     scale = (k_sigma * weight.float().std(dim=1) / clip).clamp_min(1e-10).half()
-    return scale.clamp_min(torch.finfo(torch.float16).tiny)
+    return scale.clamp_min(2.0**-24)
 
 
 def round_to_nearest(weight: Tensor, scale: Tensor, clip: int) -> Tensor:

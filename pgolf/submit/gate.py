@@ -78,7 +78,9 @@ def gate(
     Raises InputError for a missing metric.
     """
     train, calibrate, evaluate = (_stage(metrics, stage) for stage in ("train", "calibrate", "evaluate"))
+    # Seconds between the last state and an interruption are on no clock, as are those of an adopted checkpoint.
     adopted = bool(_get(train, "train", "adopted", default=False))
+    adopted |= not _get(train, "train", "record_eligible", default=True)
     hardware = _get(train, "train", "hardware")
     ledger = Ledger(
         train_seconds=_get(train, "train", "train_seconds", default=None if adopted else _REQUIRED),

@@ -1,6 +1,6 @@
 """The runtime closure as one `train_gpt.py`: the code bytes that count against the 16,000,000.
 
-Every module that the entry reaches is minified (spec_quant_eval C.4, the published program's options), joined with
+Every module that the entry reaches is minified (the options of PR 1855), joined with
 the resolved parameters, compressed, written in base85 and wrapped in three lines that unpack it into a temporary
 folder and run it there: Triton and `inspect` need real source files, so executing a string would not do. What is
 counted is what ships, and equal input gives equal bytes.

@@ -1,6 +1,6 @@
 """The training loop: one budget, one schedule, Muon and AdamW, an average of the weights.
 
-Order of a step (PR 1493, spec of the record programs): learning rate and recurrence from the progress; gradients of
+Order of a step (PR 1493): learning rate and recurrence from the progress; gradients of
 the micro-batches; clip the global norm; AdamW; Muon; average. The clock is handed in, so that a resumed run goes on
 where it stopped and compilation stays outside.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pgolf.data.batches import BUCKET, Batch
+from pgolf.errors import InputError
 from pgolf.model.attention import Segments
 from pgolf.model.gpt import GPT
 from pgolf.train.averaging import EMA
@@ -125,6 +126,8 @@ class Trainer:
 
         self.model.load_state_dict(part("model."))
         for held, prefix in ((self.average.state(), "ema."), (self.muon.state(), "muon.")):
+            if set(held) != set(part(prefix)):
+                raise InputError("the saved state is of another program version: delete scratch/ to start over")
             for name, tensor in part(prefix).items():
                 held[name].copy_(tensor)
         state = {index: part(f"adam.{name}.") for index, name in enumerate(self.adam_names)}
@@ -184,4 +187,6 @@ def train(
             report(Report(step, fraction, elapsed(), step * config.batch_tokens, value))
     model.looped = True
     trainer.average.apply()
+    if not all(torch.isfinite(tensor).all() for tensor in (loss, *model.parameters())):
+        raise InputError(f"training diverged (loss {loss.item()} at step {step}): lower the learning rates in `train`")
     return Trained(step, elapsed(), loss.item(), trace.tensors())

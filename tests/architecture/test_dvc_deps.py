@@ -14,7 +14,7 @@ from pgolf.submit.closure import import_closure
 ROOT = Path(__file__).parents[2]
 
 CANNOT_AFFECT_BYTES = {
-    "pgolf.budget": "measures time: seconds go into metrics, never into an artifact",
+    "pgolf.budget": "measures time: seconds go into metrics and the trace, which nothing but pictures reads",
     "pgolf.console": "prints",
     "pgolf.errors": "the exception class of messages to users: either a stage stops or nothing changes",
     "pgolf.paths": "says where files lie: one that is not where dvc.yaml names it stops the stage",

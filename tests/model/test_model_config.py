@@ -5,7 +5,7 @@ from pgolf.model.config import ModelConfig
 
 
 def test_defaults_are_those_of_pr_1493():
-    """The column of the hyper-parameter table (spec, section 11)."""
+    """The column of the hyper-parameter table of PR 1493."""
     config = ModelConfig()
     assert (config.layers, config.dim, config.heads, config.kv_heads) == (11, 512, 8, 4)
     assert (config.mlp_mult, config.leaky_slope, config.mlp_hidden) == (4, 0.5, 2048)

@@ -42,7 +42,7 @@ def test_gradient_of_a_view_and_of_zeros():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_unit_root_mean_square_even_at_the_embeddings_scale(dtype):
-    """An eps of 7.8e-3, once torch's default for bfloat16, would leave 0.06 here (spec 4.4)."""
+    """An eps of 7.8e-3, once torch's default for bfloat16, would leave 0.06 here."""
     torch.manual_seed(3)
     y = rms_norm((torch.randn(4, 512) * 0.005).to(dtype))
     assert y.dtype == dtype

@@ -6,7 +6,7 @@ from pgolf.train.config import AdamConfig, MuonConfig, TrainConfig
 
 
 def test_defaults_are_those_of_pr_1493():
-    """The column of the hyper-parameter table (spec, section 11)."""
+    """The column of the hyper-parameter table of PR 1493."""
     config = TrainConfig()
     assert (config.seed, config.steps, config.seconds, config.reserve_seconds) == (42, None, 600, 12)
     assert (config.batches, config.seq_len, config.batch_tokens, config.micro_batches) == ("rows", 2048, 786_432, 8)

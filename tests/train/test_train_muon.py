@@ -8,7 +8,7 @@ from torch import nn
 from pgolf.train.config import MuonConfig
 from pgolf.train.muon import POLAR_EXPRESS, STANDARD, Muon, newton_schulz
 
-# the coefficients of spec 5.2, typed again
+# the published coefficients, typed again
 TUPLES = {
     "standard": [(3.4445, -4.7750, 2.0315)] * 5,
     "polar_express": [
@@ -83,7 +83,7 @@ def test_fewer_steps_use_the_first_tuples():
 
 
 class SlowMuon:
-    """One matrix at a time, in the order of spec 5.1."""
+    """One matrix at a time, in the published order."""
 
     def __init__(self, weights, config):
         self.weights = {name: weight.copy() for name, weight in weights.items()}
