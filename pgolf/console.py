@@ -1,7 +1,7 @@
 """What a person sees: one live line, tables, one-line errors. Nothing here can affect a byte of an artifact.
 
 In a terminal progress is one live line; elsewhere (CI, a log file) it is a plain line every few seconds.
-Exit codes: 0 done, 1 a gate failed, 2 bad input or interrupted.
+Exit codes: 0 done, 1 a gate failed, 2 bad input or interrupted, 3 a bug of ours.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+from rich.traceback import Traceback
 
 from pgolf.errors import InputError
 
@@ -71,30 +72,43 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 
 def handled(command: Callable[P, T]) -> Callable[P, T]:
-    """The command with its errors turned into one message and exit code 2."""
+    """The command with its errors turned into one message and an exit code."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         previous = signal.signal(signal.SIGTERM, _terminate)
         try:
             return command(*args, **kwargs)
-        except InputError as error:
-            _say("error:", "bold red", str(error))
-        except KeyboardInterrupt:
-            console.print(
-                f"[bold red]{command.__name__} was interrupted.[/] Outputs are written whole or not at all: nothing "
-                "half-written is left. Run the same command again; training goes on from its last saved state.",
-                soft_wrap=True,
-            )
-        except OSError as error:
-            if error.filename is None and error.errno is None:
-                raise
-            _say("error:", "bold red", f"{error}: check the path, its rights and the free disk space")
+        except (typer.Exit, typer.Abort):
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            raise typer.Exit(_explain(error, command.__name__)) from None
         finally:
             signal.signal(signal.SIGTERM, previous)
-        raise typer.Exit(2)
 
     return run
+
+
+def _explain(error: BaseException, command: str) -> int:
+    """Say what went wrong and what helps; returns the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        text = "Outputs are written whole or not at all: nothing half-written is left. Run the same command again"
+        resumes = "; it goes on from its last saved state." if command == "train" else "."
+        _say(f"{command} was interrupted.", "bold red", text + resumes)
+        return 2
+    if isinstance(error, InputError):
+        _say("error:", "bold red", str(error))
+        return 2
+    if isinstance(error, OSError) and error.errno is not None:
+        _say("error:", "bold red", f"{error}: check the path, its rights and the free disk space")
+        return 2
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module does not import
+        remedy = "lower `train.micro_tokens`, `calibrate.rows` or `evaluate.batch_tokens`"
+        _say("error:", "bold red", f"the GPU has too little memory: {remedy}")
+        return 2
+    console.print(Traceback.from_exception(type(error), error, error.__traceback__))
+    _say("error:", "bold red", "this is a fault of pgolf, not of your input: please report it with the lines above")
+    return 3
 
 
 def stage_main(command: Callable[..., Any]) -> None:

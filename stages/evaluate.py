@@ -1,5 +1,6 @@
 """The compressed artifact on the validation set: what is scored is what ships."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -41,11 +42,11 @@ def evaluate(params: Path = paths.PARAMS) -> None:
             "manifest": artifacts.sha256(paths.TOKENS / "manifest.json"),
         },
     )
-    raw = result.final.loss * result.final.tokens / (torch.log(torch.tensor(2.0, dtype=torch.float64)).item())
+    bits = result.final.loss * result.final.tokens / math.log(2)
     metrics = {
         "val_bpb": result.final.bpb,
         "val_loss": result.final.loss,
-        "val_bpb_raw": raw / tokens.val_raw_bytes if tokens.val_raw_bytes else "unavailable",
+        "val_bpb_raw": bits / tokens.val_raw_bytes if tokens.val_raw_bytes else "unavailable",
         "quantized_bpb": result.plain.bpb,
         "quantized_loss": result.plain.loss,
         "ttt_gain_bpb": 0.0,

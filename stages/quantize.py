@@ -26,7 +26,8 @@ def quantize(params: Path = paths.PARAMS) -> None:
     with progress("quantize") as show, clock.phase("quantize"):
         sources = matrix_inputs(checkpoint.config)
         done = quantize_model(checkpoint.state, hessians, sources, config, lambda report: show(report.name))
-    table("quantization", ("class", "weights", "bits", "entropy", "relative error"), class_rows(done.reports))
+    small = sum(tensor.numel() for name, tensor in done.tensors.items() if not name.endswith((".q", ".scale")))
+    table("quantization", ("class", "weights", "bits", "entropy", "relative error"), class_rows(done.reports, small))
     artifacts.save(
         paths.QUANTIZED,
         done.tensors,
@@ -36,7 +37,7 @@ def quantize(params: Path = paths.PARAMS) -> None:
         inputs={"checkpoint": checkpoint.sha256, "hessians": artifacts.sha256(paths.HESSIANS)},
         extra={"vocab_size": checkpoint.vocab_size, "tokenizer": checkpoint.tokenizer},
     )
-    metrics = quantize_metrics(done.reports) | {"quantize_seconds": clock.seconds("quantize")}
+    metrics = quantize_metrics(done.reports) | {"quantize_seconds": clock.seconds("quantize"), "small_weights": small}
     artifacts.write_json(paths.metrics("quantize"), metrics)
 
 

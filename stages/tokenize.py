@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pgolf import artifacts, paths
-from pgolf.console import progress, stage_main
+from pgolf.console import progress, stage_main, table
 from pgolf.data.config import DataConfig, TokenizeConfig
 from pgolf.data.corpus import tokenize_corpus
 from pgolf.params import section
@@ -17,6 +17,8 @@ def tokenize(params: Path = paths.PARAMS) -> None:
             data, config, paths.TOKENS, paths.TOKENIZER, lambda phase, done, total: show.count(phase)(done, total)
         )
     artifacts.write_json(paths.metrics("tokenize"), metrics)
+    rows = [(name.replace("_", " "), round(value, 3)) for name, value in metrics.items()]
+    table("tokens", ("", "value"), rows)
 
 
 if __name__ == "__main__":

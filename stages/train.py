@@ -5,7 +5,7 @@ from typing import Any
 
 from pgolf import artifacts, paths
 from pgolf.config import to_dict
-from pgolf.console import Progress, progress, stage_main
+from pgolf.console import Progress, console, progress, stage_main
 from pgolf.data.tokens import open_tokens
 from pgolf.device import hardware_name, peak_memory_bytes, pick_device
 from pgolf.model.attention import backend
@@ -27,7 +27,8 @@ def train(params: Path = paths.PARAMS) -> None:
     inputs = {"manifest": artifacts.sha256(paths.TOKENS / "manifest.json")}
     resolved = {"model": to_dict(model_config), "train": to_dict(config)}
     checkpoints = Checkpoints(paths.SCRATCH, {**resolved, **inputs})
-    resume = checkpoints.load()
+    if resume := checkpoints.load():
+        console.print(f"train: goes on from step {resume.step:,} after {resume.seconds:,.1f} s")
     with progress("train") as show:
         run = run_training(
             model_config, config, tokens.vocab_size, tokens.train, device, dtype,

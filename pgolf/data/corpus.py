@@ -19,7 +19,7 @@ from pgolf.data.byte_table import ByteTable, byte_table
 from pgolf.data.config import DataConfig, TokenizeConfig
 from pgolf.data.documents import document_hash, read_documents
 from pgolf.data.shard_writer import ShardWriter
-from pgolf.data.tokenizer import encode, load_tokenizer, parse_tokenizer, train_tokenizer
+from pgolf.data.tokenizer import LONGEST_SENTENCE, encode, load_tokenizer, parse_tokenizer, train_tokenizer
 from pgolf.data.tokens import MANIFEST, SCHEMA, VERSION
 from pgolf.errors import InputError
 
@@ -37,7 +37,7 @@ class _Tally:
 
     def __init__(self, held_out: AbstractSet[bytes] = frozenset()) -> None:
         self.held_out = held_out
-        self.documents = self.raw_bytes = self.dropped = 0
+        self.documents = self.raw_bytes = self.dropped = self.long = 0
         self.hashes = hashlib.sha256()
 
     def watch(self, texts: Iterable[str]) -> Iterator[str]:
@@ -47,7 +47,9 @@ class _Tally:
                 self.dropped += 1
                 continue
             self.documents += 1
-            self.raw_bytes += len(text.encode())
+            size = len(text.encode())
+            self.raw_bytes += size
+            self.long += size > LONGEST_SENTENCE
             self.hashes.update(digest)
             yield text
 
@@ -92,6 +94,7 @@ def tokenize_corpus(
         "val_raw_bytes": val["raw_bytes"],
         "bytes_per_token": 1 / val["tokens_per_byte"],
         "overlap_documents": train["overlap_documents"],
+        "tokenizer_skipped_documents": train["tokenizer_skipped_documents"],
         "tokenizer_vocab_size": manifest["vocab_size"],
     }
 
@@ -128,7 +131,8 @@ def _write_train(
             f"`data.train` is {data.train!r}, which holds no documents ({tally.dropped} were dropped because they are "
             "in `data.val`): give training documents"
         )
-    return {**_listed(tally, shards), "overlap_documents": tally.dropped}
+    skipped = tally.long if config.model is None else 0
+    return {**_listed(tally, shards), "overlap_documents": tally.dropped, "tokenizer_skipped_documents": skipped}
 
 
 def _write_val(

@@ -34,6 +34,10 @@ OPTIONS: dict[str, Any] = {
 }
 
 
+LONGEST_SENTENCE = 4192
+"""Bytes; the trainer skips longer documents without a word (the library's default, which the challenge keeps)."""
+
+
 def train_tokenizer(texts: Iterable[str], config: TokenizeConfig) -> bytes:
     """Train on documents and return the serialized model; equal input gives equal bytes.
 
@@ -79,8 +83,9 @@ def _training_failed(reason: str, config: TokenizeConfig) -> str:
         )
     if "sentences_.empty()" in reason:
         return (
-            "no training document can train the tokenizer: the trainer skips empty ones and those over 4192 bytes; "
-            "give more documents in `data.train`, or a published tokenizer in `tokenize.model`"
+            "no training document can train the tokenizer: the trainer skips empty ones and those over "
+            f"{LONGEST_SENTENCE} bytes; split long ones, give more documents in `data.train`, or a published tokenizer "
+            "in `tokenize.model`"
         )
     return f"training the tokenizer failed ({reason}): check the documents in `data.train`"
 

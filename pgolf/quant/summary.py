@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from pgolf.quant.quantize import TensorReport
 
 
-def class_rows(reports: Sequence[TensorReport]) -> list[tuple[str, int, int, str, str]]:
-    """Class, weights, bits, entropy (bits per weight) and mean relative error of each class, for a table."""
-    rows = []
+def class_rows(reports: Sequence[TensorReport], small: int) -> list[tuple[str, int, int, str, str]]:
+    """Class, weights, bits, entropy (bits per weight) and mean relative error of each class, for a table.
+
+    `small` weights are kept as float16: a forgotten `small_numel` shows here.
+    """
+    rows: list[tuple[str, int, int, str, str]] = []
     for label, members in _classes(reports).items():
         count = sum(report.numel for report in members)
         rows.append(
@@ -19,7 +22,7 @@ def class_rows(reports: Sequence[TensorReport]) -> list[tuple[str, int, int, str
                 f"{_mean(members, 'relative_error'):.2e}",
             )
         )
-    return rows
+    return [*rows, ("small", small, 16, "-", "-")]
 
 
 def quantize_metrics(reports: Sequence[TensorReport]) -> dict[str, float]:

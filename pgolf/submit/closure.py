@@ -39,10 +39,13 @@ class ThirdParty(NamedTuple):
     """Imported only inside functions."""
 
 
-def import_closure(entries: Sequence[str], root: Path, *, stop: Collection[str] = ()) -> dict[str, Path]:
+def import_closure(
+    entries: Sequence[str], root: Path, *, stop: Collection[str] = (), packages: Collection[str] | None = None
+) -> dict[str, Path]:
     """Module name -> file of every first-party module that `entries` reach, sorted by name.
 
-    First-party is what lies under `root`. The `__init__.py` of every package on the way is part of the result, empty
+    First-party is what lies under `root`, or of that only the top-level `packages`: an installed project lies beside
+    all others. The `__init__.py` of every package on the way is part of the result, empty
     or not, because importing a module runs it. Modules named in `stop`, and what lies inside them, are neither
     reported nor followed. Raises ClosureError for a first-party module without a file and for a computed import.
     """
@@ -60,7 +63,8 @@ def import_closure(entries: Sequence[str], root: Path, *, stop: Collection[str] 
         for imported in imports(name, path):
             if not imported.module:
                 raise ClosureError(f"`{name}` line {imported.line} imports a computed name; write the import out")
-            waiting += [(target, name) for target in first_party(imported, root)]
+            targets = first_party(imported, root)
+            waiting += [(t, name) for t in targets if packages is None or t.partition(".")[0] in packages]
     return dict(sorted(found.items()))
 
 

@@ -108,7 +108,7 @@ def pack_code(
     importer is loaded (the packed program would not start).
     """
     assert not within(entry, exclude), f"the entry `{entry}` cannot be excluded"
-    files = import_closure([entry], root, stop=exclude)
+    files = import_closure([entry], root, stop=exclude, packages={entry.partition(".")[0]})
     check_closure(files, root, exclude)
     readable = {path.relative_to(root).as_posix(): path.read_text("utf-8") for path in files.values()}
     minified = {path: minify(source, path) for path, source in readable.items()}

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -172,9 +173,20 @@ def test_what_a_user_can_meet_becomes_exit_code_2(printed, error):
 
 
 @pytest.mark.parametrize("error", [AssertionError("ours"), ValueError("ours"), OSError("no file, no number")])
-def test_our_own_faults_keep_their_traceback(error):
-    with pytest.raises(type(error), match=str(error)):
+def test_our_own_faults_show_their_traceback_and_exit_with_3(printed, error):
+    with pytest.raises(typer.Exit) as caught:
         handled(raising(error))()
+    assert caught.value.exit_code == 3
+    text = printed()
+    assert "Traceback" in text
+    assert f"{type(error).__name__}: {error}" in text
+
+
+def test_too_little_memory_on_the_gpu_names_what_to_lower(printed):
+    with pytest.raises(typer.Exit) as caught:
+        handled(raising(torch.OutOfMemoryError("CUDA out of memory")))()
+    assert caught.value.exit_code == 2
+    assert "train.micro_tokens" in printed()
 
 
 def test_exit_code_of_a_gate_passes_through():

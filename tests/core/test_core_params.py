@@ -239,3 +239,7 @@ def test_several_presets_are_applied_as_one_or_not_at_all(params):
     assert list(apply_preset(params, "record-1493", "bench", folder=ROOT / "presets")) == ["record-1493", "bench"]
     assert load_sections(params).train.seconds == 200.0
     assert load_sections(params).model.dim == 512
+
+
+def test_params_yaml_names_every_knob(params):
+    assert read_params(params) == load_sections(params).resolved()

@@ -75,6 +75,7 @@ def test_metrics_and_manifest_agree_with_the_files(done):
         "val_raw_bytes": sum(len(text.encode()) for text in VAL),
         "bytes_per_token": pytest.approx(int(counts.sum(dtype=np.int64)) / (len(val) - 1), rel=1e-12),
         "overlap_documents": 0,
+        "tokenizer_skipped_documents": sum(len(text.encode()) > 4192 for text in TRAIN),
         "tokenizer_vocab_size": VOCAB,
     }
     tokenizer = (folder / "out" / "tokenizer.model").read_bytes()
@@ -177,3 +178,16 @@ def test_splits_without_text_are_refused(done, tmp_path):
     for name, val in (("c", []), ("d", ["", "  "])):
         with pytest.raises(InputError, match=r"`data.val` is .* hold no text"):
             run(tmp_path / name, val=val, model=model)
+
+
+def test_documents_that_the_tokenizer_trainer_skips_are_counted(tmp_path):
+    """The trainer drops long documents without a word; they still become training tokens."""
+    data = tmp_path / "data"
+    data.mkdir()
+    long = " ".join(["word"] * 1200)
+    (data / "docs.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*TRAIN, long]))
+    (data / "val.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in VAL))
+    config = DataConfig(train=str(data / "docs.jsonl"), val=str(data / "val.jsonl"))
+    metrics = tokenize_corpus(config, TokenizeConfig(vocab_size=VOCAB), tmp_path / "tokens", tmp_path / "t.model")
+    assert metrics["tokenizer_skipped_documents"] == sum(len(text.encode()) > 4192 for text in [*TRAIN, long]) >= 1
+    assert metrics["train_documents"] == len(TRAIN) + 1
