@@ -70,3 +70,10 @@ def test_refuses_by_name(values, named):
 def test_accepts_the_limits(values):
     config = ModelConfig(**values)
     assert all(getattr(config, name) == value for name, value in values.items())
+
+
+def test_virtual_layers_are_bounded_in_all():
+    """Factors that are fine alone must not multiply into hours of work for a reader of a foreign file."""
+    assert ModelConfig(layers=32, loop_start=0, loop_end=31, loop_runs=8).loop_runs == 8
+    with pytest.raises(InputError, match="virtual layers"):
+        ModelConfig(layers=32, loop_start=0, loop_end=31, loop_runs=9)

@@ -143,3 +143,9 @@ def test_the_report_is_strict_json() -> None:
         "margin": None,
         "verdict": "unknown",
     }
+
+
+def test_an_interrupted_run_never_passes_the_training_clock() -> None:
+    """The seconds between its last state and the interruption are on no clock."""
+    assert judge(train__record_eligible=False).row("training_clock").verdict == "unknown"
+    assert judge(train__record_eligible=True).row("training_clock").verdict == "pass"
