@@ -6,7 +6,7 @@
     x_out = x1 + m * MLP(norm(x1) s)
 
 r is `resid_mix`, a and m are per-channel scales, x0 the normalised embedding, s = 1/sqrt(i + 1) with i the physical
-layer, also in repeats. The residual carries x_in, not x.
+layer, also in repeats. The residual carries x_in, not x. The third form, two lanes, is in `lanes.py`.
 Shapes: B rows, T tokens, d width, H query heads, D head dimension, F hidden units.
 """
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pgolf.model.attention import Segments, attend
 from pgolf.model.config import ModelConfig
+from pgolf.model.lanes import Lanes, route
 from pgolf.model.norm import rms_norm
 from pgolf.model.rotary import rotate
 
@@ -46,8 +47,17 @@ def exclusive(y: Tensor, v: Tensor) -> Tensor:
     return torch.addcmul(grouped, (grouped * unit).sum(-1, keepdim=True), unit, value=-1).flatten(2, 3)
 
 
+def sparse_gate(y: Tensor, n: Tensor, weight: Tensor, scale: float) -> Tensor:
+    """y_h <- sigmoid(scale w_h . n[:window]) y_h: a gate per token and head from few channels (PR 1787, 1855).
+
+    y [B, T, H, D], n [B, T, d], the input of the projections, weight [H, window].
+    """
+    gate = torch.sigmoid(scale * F.linear(n[..., : weight.size(1)], weight.to(n.dtype)))
+    return y * gate.unsqueeze(-1)
+
+
 class Attention(nn.Module):
-    """Grouped-query attention with QK-norm, partial RoPE, query gain and exclusive self-attention."""
+    """Grouped-query attention with QK-norm, partial RoPE, query gain, exclusive self-attention and output gate."""
 
     def __init__(self, config: ModelConfig, exclusive_output: bool) -> None:
         super().__init__()
@@ -59,6 +69,10 @@ class Attention(nn.Module):
         self.c_v = Linear(config.dim, kv_dim)
         self.proj = Linear(config.dim, config.dim, zero=True)
         self.q_gain = nn.Parameter(torch.full((config.heads,), config.qk_gain))
+        self.gate_scale = config.attn_gate_scale
+        self.attn_gate_w = None
+        if config.attn_gate == "sparse":
+            self.attn_gate_w = nn.Parameter(torch.zeros(config.heads, config.gate_window))
 
     def forward(self, n: Tensor, tables: tuple[Tensor, Tensor], segments: Segments | None) -> Tensor:
         """n [B, T, d], the normalised and scaled block input, to [B, T, d]."""
@@ -68,6 +82,8 @@ class Attention(nn.Module):
         y = attend(q, k, v, segments)
         if self.exclusive_output:
             y = exclusive(y, v)
+        if self.attn_gate_w is not None:
+            y = sparse_gate(y, n, self.attn_gate_w, self.gate_scale)
         return self.proj(y.flatten(2))  # type: ignore[no-any-return]
 
 
@@ -95,7 +111,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        self.parallel = config.parallel_from is not None and index >= config.parallel_from
+        late = config.parallel_from is not None and index >= config.parallel_from
+        self.parallel = late and config.parallel == "gptj"
+        self.in_lanes = late and config.parallel == "lanes"
         self.scale = 1 / math.sqrt(index + 1) if config.ln_scale else 1.0
         self.attn = Attention(config, exclusive_output=index >= config.layers - config.xsa_layers)
         self.mlp = MLP(config)
@@ -105,10 +123,23 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, x0: Tensor, tables: tuple[Tensor, Tensor], segments: Segments | None) -> Tensor:
         """x, x0 [B, T, d] to [B, T, d]."""
-        r0, r1 = self.resid_mix.to(x.dtype)
-        x = torch.addcmul(x * r0, x0, r1)
+        x = self.mix(x, x0)
         n = rms_norm(x) * self.scale
         after = torch.addcmul(x, self.attn(n, tables, segments), self.attn_scale.to(x.dtype))
         if not self.parallel:
             n = rms_norm(after) * self.scale
         return torch.addcmul(after, self.mlp(n), self.mlp_scale.to(x.dtype))
+
+    def mix(self, x: Tensor, x0: Tensor) -> Tensor:
+        """x_in = r0 * x + r1 * x0."""
+        r0, r1 = self.resid_mix.to(x.dtype)
+        return torch.addcmul(x * r0, x0, r1)
+
+    def forward_lanes(
+        self, lanes: Lanes, x0: Tensor, routing: tuple[Tensor, Tensor], tables: tuple[Tensor, Tensor],
+        segments: Segments | None,
+    ) -> Lanes:  # fmt: skip
+        """The two-lane form; `routing` holds the P [2, 2] and the rho [2] of this layer."""
+        a = self.attn(rms_norm(self.mix(lanes.attention, x0)) * self.scale, tables, segments)
+        m = self.mlp(rms_norm(lanes.mlp) * self.scale)
+        return route(lanes, a * self.attn_scale.to(a.dtype), m * self.mlp_scale.to(m.dtype), *routing)

@@ -1,6 +1,7 @@
 """The `model` section: every shape and constant of the architecture."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pgolf.errors import InputError
 
@@ -11,7 +12,7 @@ MOST_HIDDEN = 2**20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """Architecture of the PR-1493 lineage; the vocabulary comes from the tokenizer."""
+    """Architecture of the record lineage, by default PR 1493; the vocabulary comes from the tokenizer."""
 
     layers: int = 11
     """Physical layers L."""
@@ -35,8 +36,21 @@ class ModelConfig:
     """Exclusive self-attention on this many last layers (PR 265: 3; PR 1019: all)."""
     ln_scale: bool = True
     """Multiply the normalised input of attention and MLP by 1/sqrt(i + 1), i the physical layer (PR 315)."""
+    attn_gate: Literal["none", "sparse"] = "none"
+    """Gate per token and head on the attention output: `sparse` reads `gate_window` channels (PR 1787)."""
+    attn_gate_scale: float = 1.0
+    """Factor on the gate's logit (PR 1787: 1; PR 1855: 0.5)."""
+    smear: Literal["none", "window"] = "none"
+    """Mix the previous token's embedding into each token: `window` reads `gate_window` channels (PR 1667, 1855)."""
+    gate_window: int = 12
+    """Leading channels that the sparse gate and the smear gate read."""
+    parallel: Literal["gptj", "lanes"] = "gptj"
+    """What runs from `parallel_from` on: `gptj`, attention and MLP of a layer read the same input (PR 1412); `lanes`,
+    they read two residual streams with learned routing (PR 1530, 1855)."""
     parallel_from: int | None = 7
-    """First physical layer whose attention and MLP read the same input (GPT-J form, PR 1412); null: none."""
+    """First physical layer of the parallel form; null: none."""
+    lane_init: float = 1.1
+    """Initial factor that carries a lane past a layer (PR 1530)."""
     loop_start: int = 3
     """First physical layer of the repeated segment (depth recurrence, PR 1285, 1493)."""
     loop_end: int = 5
@@ -49,7 +63,17 @@ class ModelConfig:
     """Standard deviation of the tied embedding at initialisation."""
 
     def __post_init__(self) -> None:
-        positive = ("layers", "dim", "heads", "kv_heads", "mlp_mult", "rope_base", "loop_runs", "softcap", "embed_std")
+        positive: tuple[str, ...] = (
+            "layers",
+            "dim",
+            "heads",
+            "kv_heads",
+            "mlp_mult",
+            "rope_base",
+            "gate_window",
+            "loop_runs",
+        )
+        positive += ("softcap", "embed_std")
         for name in positive:
             if getattr(self, name) <= 0:
                 raise InputError(f"`{name}` is {getattr(self, name)}; it must be greater than 0")
@@ -82,6 +106,21 @@ class ModelConfig:
             raise InputError(f"`loop_runs` {self.loop_runs} makes {virtual} virtual layers; at most 256 are allowed")
         if self.parallel_from is not None and not 0 <= self.parallel_from <= self.layers:
             raise InputError(f"`parallel_from` {self.parallel_from} must name a layer (0 to {self.layers}) or be null")
+        if self.gate_window > self.dim:
+            raise InputError(f"`gate_window` {self.gate_window} must be at most `dim` {self.dim}")
+        self._check_lanes()
+
+    def _check_lanes(self) -> None:
+        """Lanes split once, in the decoder: a layer that also runs before the split would need both forms."""
+        if not self.lanes:
+            return
+        assert self.parallel_from is not None
+        last_repeated = self.loop_end if self.loop_runs > 1 else -1
+        if self.parallel_from <= max(last_repeated, self.layers // 2 - 1):
+            raise InputError(
+                f"`parallel_from` {self.parallel_from} must lie in the decoder and beyond `loop_end` {self.loop_end} "
+                "with `parallel: lanes`"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -92,3 +131,8 @@ class ModelConfig:
     def mlp_hidden(self) -> int:
         """Hidden units of the MLP, F."""
         return int(self.mlp_mult * self.dim)
+
+    @property
+    def lanes(self) -> bool:
+        """Whether the decoder ends in two lanes."""
+        return self.parallel == "lanes" and self.parallel_from is not None

@@ -1,11 +1,12 @@
-"""The language model: tied embedding, U-Net of blocks with depth recurrence, softcapped head (PR 1493).
+"""The language model: tied embedding, U-Net of blocks with depth recurrence, softcapped head (PR 1493, 1855).
 
-    x = x0 = norm(E[ids])
+    x = x0 = norm(smear(E[ids]))
     encoder: run a block, push its output
     decoder: pop a skip s, x <- g * x + (1 - g) * (w * s) with g = sigmoid(skip_gates[j]), run a block
     logits = softcap * tanh(norm(x) E^T / softcap)
 
-j is the position in the decoder of the current mode, so the same row joins other layers once recurrence is on.
+j is the position in the decoder of the current mode, so the same row joins other layers once recurrence is on. From the
+first layer in lanes on, x is a pair of streams and the skip goes into the first of them.
 """
 
 import torch
@@ -13,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgolf.model.attention import Segments
-from pgolf.model.blocks import Block
+from pgolf.model.blocks import Block, Linear
 from pgolf.model.config import ModelConfig
+from pgolf.model.lanes import Lanes
 from pgolf.model.norm import rms_norm
 from pgolf.model.rotary import rotary_tables
+from pgolf.model.smear import smear
 from pgolf.model.wiring import wire
 
 
@@ -50,6 +53,12 @@ class GPT(nn.Module):
         skips = self.wirings[True].skips
         self.skip_weights = nn.Parameter(torch.ones(skips, config.dim))
         self.skip_gates = nn.Parameter(torch.zeros(skips, config.dim))
+        if config.lanes:
+            self.parallel_post_lambdas = nn.Parameter(torch.ones(config.layers, 2, 2))
+            self.parallel_resid_lambdas = nn.Parameter(torch.full((config.layers, 2), config.lane_init))
+        if config.smear == "window":
+            self.smear_gate = Linear(config.gate_window, 1, zero=True)
+            self.smear_lambda = nn.Parameter(torch.zeros(1))
         self.head = TiedHead(config.softcap)
         self._cos = self._sin = torch.empty(0)
 
@@ -60,21 +69,43 @@ class GPT(nn.Module):
             cos, sin = rotary_tables(length, self.config.rope_dims, self.config.rope_base, device)
             self._cos, self._sin = cos.to(self.dtype), sin.to(self.dtype)
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids [B, T] to the normalised, possibly smeared embedding x0 [B, T, d]."""
+        x = F.embedding(ids, self.tok_emb.weight).to(self.dtype)
+        if self.config.smear == "window":
+            x = smear(x, ids, self.smear_gate.weight, self.smear_lambda)
+        return rms_norm(x)
+
     def hidden(self, ids: Tensor, segments: Segments | None = None) -> Tensor:
         """ids [B, T] to the normalised final state [B, T, d]; `prepare` must have seen T."""
         tables = self._cos[: ids.size(1)], self._sin[: ids.size(1)]
-        x = x0 = rms_norm(F.embedding(ids, self.tok_emb.weight).to(self.dtype))
+        x = x0 = self.embed(ids)
+        lanes: Lanes | None = None
         wiring = self.wirings[self.looped]
         stack: list[Tensor] = []
         for layer in wiring.encoder:
             x = self.blocks[layer](x, x0, tables, segments)
             stack.append(x)
         for position, layer in enumerate(wiring.decoder):
+            block = self.blocks[layer]
+            if lanes is None and block.in_lanes:
+                lanes = Lanes(x, x)
             if stack and position < len(self.skip_weights):
-                gate = torch.sigmoid(self.skip_gates[position]).to(x.dtype)
-                x = torch.lerp(self.skip_weights[position].to(x.dtype) * stack.pop(), x, gate)
-            x = self.blocks[layer](x, x0, tables, segments)
-        return rms_norm(x)
+                if lanes is None:
+                    x = self._skip(position, x, stack.pop())
+                else:
+                    lanes = lanes._replace(attention=self._skip(position, lanes.attention, stack.pop()))
+            if lanes is None:
+                x = block(x, x0, tables, segments)
+            else:
+                routing = self.parallel_post_lambdas[layer], self.parallel_resid_lambdas[layer]
+                lanes = block.forward_lanes(lanes, x0, routing, tables, segments)  # type: ignore[operator]
+        return rms_norm(x if lanes is None else lanes.mean())
+
+    def _skip(self, position: int, x: Tensor, skip: Tensor) -> Tensor:
+        """g * x + (1 - g) * (w * skip) at a decoder position."""
+        gate = torch.sigmoid(self.skip_gates[position]).to(x.dtype)
+        return torch.lerp(self.skip_weights[position].to(x.dtype) * skip, x, gate)
 
     def forward(self, ids: Tensor, segments: Segments | None = None) -> Tensor:
         """ids [B, T] to softcapped logits [B, T, V]."""

@@ -9,7 +9,7 @@ from torch import nn
 
 GROUPS = (
     ("embed", re.compile(r"tok_emb")),
-    ("scalar", re.compile(r"attn_scale|mlp_scale|resid_mix|q_gain|skip_weights|skip_gates")),
+    ("scalar", re.compile(r"attn_scale|mlp_scale|resid_mix|q_gain|skip_weights|skip_gates|_lambda|attn_gate_w|smear")),
     ("muon", re.compile(r"blocks\.\d+\.(attn|mlp)\.\w+\.weight$")),
 )
 

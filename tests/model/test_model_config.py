@@ -41,6 +41,10 @@ def test_refuses_what_must_be_positive(name, value):
         ({"loop_start": -1}, "`loop_start` -1"),
         ({"parallel_from": 12}, "`parallel_from` 12"),
         ({"parallel_from": -1}, "`parallel_from` -1"),
+        ({"parallel": "lanes", "parallel_from": 5}, "beyond `loop_end` 5"),
+        ({"parallel": "lanes", "parallel_from": 4, "loop_runs": 1}, "in the decoder"),
+        ({"gate_window": 513}, "`gate_window` 513"),
+        ({"gate_window": 0}, "`gate_window` is 0"),
     ],
     ids=str,
 )

@@ -51,6 +51,37 @@ def test_parameter_count_of_pr_1493():
     assert not list(model.buffers())
 
 
+PR_1855 = ModelConfig(
+    qk_gain=5.0, attn_gate="sparse", attn_gate_scale=0.5, smear="window", parallel="lanes", parallel_from=8
+)
+
+
+def test_parameter_count_of_pr_1855():
+    with torch.device("meta"):
+        model = GPT(PR_1855, 8192)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 35_945_671
+    assert model.blocks[10].attn.attn_gate_w.shape == (8, 12)
+    assert model.parallel_post_lambdas.shape == (11, 2, 2)
+
+
+def test_a_document_never_sees_the_one_before_it():
+    """Packed rows with smear and every gate: changing document 1 leaves the losses of document 2 untouched (E.3)."""
+    config = ModelConfig(
+        layers=4, dim=32, heads=4, kv_heads=2, rope_dims=4, loop_start=0, loop_end=1, loop_runs=2, xsa_layers=4,
+        parallel="lanes", parallel_from=2, smear="window", attn_gate="sparse",
+    )  # fmt: skip
+    model = shaken(config)
+    ids, targets = tokens(rows=1)
+    ids[0, 0] = ids[0, 6] = 1
+    segments = Segments(torch.tensor([0, 6, LENGTH], dtype=torch.int32), 10)
+    before = model.losses(ids, targets, segments)
+    changed = ids.clone()
+    changed[0, 1:6] = (ids[0, 1:6] + 7) % (VOCAB - 2) + 2
+    after = model.losses(changed, targets, segments)
+    assert not torch.equal(before[0, :6], after[0, :6])
+    assert torch.equal(before[0, 6:], after[0, 6:])
+
+
 def test_shapes_follow_the_table():
     shapes = {name: tuple(parameter.shape) for name, parameter in GPT(TINY, VOCAB).named_parameters()}
     d, kv, hidden = TINY.dim, TINY.kv_heads * TINY.head_dim, TINY.mlp_hidden
