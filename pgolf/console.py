@@ -47,6 +47,10 @@ class Progress:
         """A callback (done, total) that shows `what`, with a percentage where the total is known (not 0)."""
         return lambda done, total: self(f"{what} {done:,}" + (f" of {total:,} ({done / total:.0%})" if total else ""))
 
+    def gigabytes(self, what: str, done: int, total: int) -> None:
+        """Show bytes done of all."""
+        self(f"{what} {done / 1e9:,.2f} of {total / 1e9:,.2f} GB ({done / max(1, total):.0%})")
+
 
 @contextlib.contextmanager
 def progress(stage: str) -> Iterator[Progress]:
@@ -93,7 +97,7 @@ def _explain(error: BaseException, command: str) -> int:
     """Say what went wrong and what helps; returns the exit code."""
     if isinstance(error, KeyboardInterrupt):
         text = "Outputs are written whole or not at all: nothing half-written is left. Run the same command again"
-        resumes = "; it goes on from its last saved state." if command == "train" else "."
+        resumes = "; it goes on from its last saved state." if command in ("train", "fetch") else "."
         _say(f"{command} was interrupted.", "bold red", text + resumes)
         return 2
     if isinstance(error, InputError):

@@ -31,6 +31,13 @@ class Batch(NamedTuple):
     """Segment boundaries of the single row, int32 [multiple of 64]; None: rows are dense, causal over all of T."""
 
 
+def cut_rows(batch: Batch, length: int) -> Batch:
+    """The same tokens as rows of `length`, which divides that of dense rows; packed rows stay as they are."""
+    if batch.cu_seqlens is not None or batch.inputs.size(1) == length:
+        return batch
+    return Batch(batch.inputs.view(-1, length), batch.targets.view(-1, length), None)
+
+
 def document_boundaries(tokens: npt.NDArray[np.integer], max_document: int) -> Tensor:
     """`cu_seqlens` of one row of input tokens [T], int32 [multiple of 64].
 

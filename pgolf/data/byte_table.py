@@ -14,7 +14,7 @@ import sentencepiece
 from pgolf.errors import InputError
 
 SPACE = "▁"  # U+2581, SentencePiece's visible space
-CASE_OPERATORS = frozenset("\ue001\ue002\ue003\ue004")
+CASE_OPERATORS = ("\ue001", "\ue002", "\ue003", "\ue004")  # of pgolf.data.caseops, which is not shipped
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,17 +8,22 @@ count that do not belong together. Nothing in it depends on time, host or path.
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import sentencepiece
 
 from pgolf.artifacts import atomic_folder, sha256, write_bytes, write_json
-from pgolf.data.byte_table import ByteTable, byte_table
+from pgolf.data import caseops
+from pgolf.data.byte_table import byte_table
 from pgolf.data.config import DataConfig, TokenizeConfig
 from pgolf.data.documents import document_hash, read_documents
 from pgolf.data.shard_writer import ShardWriter
+from pgolf.data.sidecar import CASEOPS, NONE, has_case_operators
+from pgolf.data.surfaces import encode_counted
 from pgolf.data.tokenizer import LONGEST_SENTENCE, encode, load_tokenizer, parse_tokenizer, train_tokenizer
 from pgolf.data.tokens import MANIFEST, SCHEMA, VERSION
 from pgolf.errors import InputError
@@ -31,12 +36,16 @@ Progress = Callable[[str, int, int], None]
 
 Phases: `held out`, `tokenizer` (once, at its start), `train`, `val`."""
 
+Counted = Callable[[list[str]], tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16]]]
+"""Documents -> their tokens, each after BOS, and the bytes charged to each token, both [n]."""
+
 
 class _Tally:
-    """Counts the documents of a split while they pass, and leaves out those that are held out."""
+    """Counts the documents of a split while they pass, leaves out those that are held out, and spells the others."""
 
-    def __init__(self, held_out: AbstractSet[bytes] = frozenset()) -> None:
+    def __init__(self, config: TokenizeConfig, held_out: AbstractSet[bytes] = frozenset()) -> None:
         self.held_out = held_out
+        self.spell = caseops.encode if config.case_ops else str  # str(text) is text
         self.documents = self.raw_bytes = self.dropped = self.long = 0
         self.hashes = hashlib.sha256()
 
@@ -47,11 +56,11 @@ class _Tally:
                 self.dropped += 1
                 continue
             self.documents += 1
-            size = len(text.encode())
-            self.raw_bytes += size
-            self.long += size > LONGEST_SENTENCE
+            self.raw_bytes += len(text.encode())
             self.hashes.update(digest)
-            yield text
+            spelled = self.spell(text)
+            self.long += len(spelled.encode()) > LONGEST_SENTENCE
+            yield spelled
 
 
 def tokenize_corpus(
@@ -72,15 +81,16 @@ def tokenize_corpus(
     report("tokenizer", 0, 0)
     model = _tokenizer_model(data, config, held_out)
     processor = parse_tokenizer(model, f"tokenizer {config.model or tokenizer_path}")
-    table = byte_table(processor)
+    counted = _counted(processor, config)
     with atomic_folder(tokens_dir) as folder:
         manifest: dict[str, Any] = {
             "schema": SCHEMA,
             "version": VERSION,
             "tokenizer_sha256": hashlib.sha256(model).hexdigest(),
-            "vocab_size": len(table.base),
+            "vocab_size": len(processor),
+            "transform": CASEOPS if config.case_ops else NONE,
             "train": _write_train(data, config, folder, processor, held_out, report),
-            **_write_val(data, config, folder, processor, table, report),
+            **_write_val(data, config, folder, counted, report),
         }
         write_json(folder / MANIFEST, manifest)
     write_bytes(tokenizer_path, model)
@@ -102,14 +112,34 @@ def tokenize_corpus(
 def _tokenizer_model(data: DataConfig, config: TokenizeConfig, held_out: AbstractSet[bytes]) -> bytes:
     """The published model that the settings name, or one trained on the training documents."""
     if config.model is None:
-        return train_tokenizer(_Tally(held_out).watch(read_documents(data.train)), config)
-    pieces = len(load_tokenizer(Path(config.model)))
+        return train_tokenizer(_Tally(config, held_out).watch(read_documents(data.train)), config)
+    processor = load_tokenizer(Path(config.model))
+    pieces = len(processor)
     if pieces != config.vocab_size:
         raise InputError(
             f"`tokenize.model` {config.model!r} has {pieces} pieces, `tokenize.vocab_size` is {config.vocab_size}: "
             f"set `tokenize.vocab_size` to {pieces}"
         )
+    if has_case_operators(processor) != config.case_ops:
+        raise InputError(
+            f"`tokenize.case_ops` is {str(config.case_ops).lower()}, but `tokenize.model` {config.model!r} "
+            f"{'lacks' if config.case_ops else 'has'} the case operators: set `tokenize.case_ops` to "
+            f"{str(not config.case_ops).lower()} or take another model"
+        )
     return Path(config.model).read_bytes()
+
+
+def _counted(processor: sentencepiece.SentencePieceProcessor, config: TokenizeConfig) -> Counted:
+    """How the validation documents become tokens with bytes: by surface under CaseOps, else by the byte table."""
+    if config.case_ops:
+        return lambda texts: encode_counted(processor, texts)
+    table = byte_table(processor)
+
+    def by_table(texts: list[str]) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16]]:
+        tokens = np.concatenate(encode(processor, texts))
+        return tokens, table.counts(tokens).astype(np.uint16)  # starts with BOS: nothing depends on what came before
+
+    return by_table
 
 
 def _write_train(
@@ -121,10 +151,10 @@ def _write_train(
     report: Progress,
 ) -> dict[str, Any]:
     """Write the training shards and return their section of the manifest."""
-    tally = _Tally(held_out)
+    tally = _Tally(config, held_out)
     texts = _reported(tally.watch(read_documents(data.train)), report, "train")
     with ShardWriter(folder, "train", config.shard_tokens) as shards:
-        for batch in _batches(texts):
+        for batch in _ahead(_batches(texts)):
             shards.append(np.concatenate(encode(processor, batch)))
     if not tally.documents:
         raise InputError(
@@ -139,22 +169,20 @@ def _write_val(
     data: DataConfig,
     config: TokenizeConfig,
     folder: Path,
-    processor: sentencepiece.SentencePieceProcessor,
-    table: ByteTable,
+    counted: Counted,
     report: Progress,
 ) -> dict[str, Any]:
     """Write the validation shards and the byte sidecar and return their sections of the manifest."""
-    tally, total = _Tally(), 0
+    tally, total = _Tally(config), 0
     texts = _reported(tally.watch(read_documents(data.val)), report, "val")
     with (
         ShardWriter(folder, "val", config.shard_tokens) as shards,
         ShardWriter(folder, "val_bytes", config.shard_tokens) as sidecar,
     ):
-        for batch in _batches(texts):
-            tokens = np.concatenate(encode(processor, batch))
-            counts = table.counts(tokens)  # each batch starts with BOS, so nothing depends on the batch before
+        for batch in _ahead(_batches(texts)):
+            tokens, counts = counted(batch)
             shards.append(tokens)
-            sidecar.append(counts.astype(np.uint16))
+            sidecar.append(counts)
             total += int(counts.sum(dtype=np.int64))
     if total == 0:
         raise InputError(
@@ -206,3 +234,12 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def _ahead(batches: Iterator[list[str]]) -> Iterator[list[str]]:
+    """Read and spell the next batch in a thread while the library's threads encode this one."""
+    with ThreadPoolExecutor(1) as thread:
+        later = thread.submit(next, batches, None)
+        while (batch := later.result()) is not None:
+            later = thread.submit(next, batches, None)
+            yield batch

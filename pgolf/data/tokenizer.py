@@ -1,7 +1,7 @@
 """The challenge's SentencePiece tokenizer: byte-pair encoding with byte fallback.
 
-Ids 0 to 3 are pad, BOS, EOS, unknown; 4 to 259 the bytes; then the learned pieces. A document becomes
-`[BOS] + encode(text)`, without EOS.
+Ids 0 to 3 are pad, BOS, EOS, unknown; with CaseOps 4 to 7 the case operators; then the 256 bytes, then the learned
+pieces. A document becomes `[BOS] + encode(text)`, without EOS; with CaseOps all functions take transformed text.
 """
 
 import io
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
+from pgolf.data.byte_table import CASE_OPERATORS
 from pgolf.data.config import TokenizeConfig
 from pgolf.data.shards import BOS
 from pgolf.errors import InputError
@@ -44,6 +45,8 @@ def train_tokenizer(texts: Iterable[str], config: TokenizeConfig) -> bytes:
     Raises InputError when the text cannot fill `config.vocab_size` or needs more characters than that.
     """
     writer, failures = io.BytesIO(), []
+    # A user-defined symbol never merges with its neighbours.
+    options = {**OPTIONS, "user_defined_symbols": list(CASE_OPERATORS)} if config.case_ops else OPTIONS
 
     def sentences() -> Iterator[str]:
         # The library would turn an error of the iterator into a RuntimeError with a foreign traceback as its text.
@@ -56,7 +59,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizeConfig) -> bytes:
 
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=sentences(), model_writer=writer, vocab_size=config.vocab_size, **OPTIONS
+            sentence_iterator=sentences(), model_writer=writer, vocab_size=config.vocab_size, **options
         )
     except RuntimeError as error:
         if not failures:
@@ -93,7 +96,8 @@ def _training_failed(reason: str, config: TokenizeConfig) -> str:
 def parse_tokenizer(model: bytes, name: str) -> sentencepiece.SentencePieceProcessor:
     """The processor of a serialized model; `name` is what messages call it.
 
-    Raises InputError for damaged bytes and for a model whose BOS is not id 1, which every loader relies on.
+    Raises InputError for damaged bytes, for a model whose BOS is not id 1, which every loader relies on, and for one
+    that folds capitals, which cannot be recovered (issue 1604; CaseOps keeps them).
     """
     processor = sentencepiece.SentencePieceProcessor()
     try:
@@ -105,6 +109,11 @@ def parse_tokenizer(model: bytes, name: str) -> sentencepiece.SentencePieceProce
     if processor.bos_id() != BOS:
         raise InputError(
             f"{name} has BOS id {processor.bos_id()}, the challenge's shards have {BOS}: use another model"
+        )
+    if processor.normalize("A") != "A":
+        raise InputError(
+            f"{name} turns `A` into `{processor.normalize('A')}`: case folding loses text that counts; use a model "
+            "without it, or `tokenize.case_ops` with a CaseOps model"
         )
     return processor
 

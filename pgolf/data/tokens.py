@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import sentencepiece
 
 from pgolf.artifacts import read_json, sha256
-from pgolf.data.shards import Split, read_shard, shard_files, shard_length
+from pgolf.data.shards import BOS, Split, read_shard, shard_files, shard_length
+from pgolf.data.sidecar import check_sidecar
 from pgolf.errors import InputError
 
 SCHEMA = "pgolf.tokens"
@@ -101,6 +103,10 @@ def _checked(folder: Path, manifest: dict[str, Any], tokenizer_path: Path | None
             f"the validation set in {folder} has {rho:.5f} tokens per byte, its manifest says {expected:.5f}: tokens "
             f"and byte counts do not belong together; {AGAIN}"
         )
+    _check_documents(folder, val, manifest["val"]["documents"], train[0])
+    if tokenizer_path is not None:
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_path))
+        check_sidecar(processor, val, val_bytes, manifest["transform"])
     return Tokens(
         manifest=manifest,
         vocab_size=manifest["vocab_size"],
@@ -123,6 +129,18 @@ def _check_tokenizer(path: Path, expected: str) -> None:
             f"tokenizer {path} has SHA-256 {actual}, but the tokens were made with {expected}: take the tokenizer that "
             f"belongs to the tokens, or {AGAIN}"
         )
+
+
+def _check_documents(folder: Path, val: npt.NDArray[np.uint16], documents: int, first: Path) -> None:
+    """Every document starts with BOS: without it the loaders find no documents (PR 1736), and a cut shows."""
+    starts = int(np.count_nonzero(val == BOS))
+    if starts != documents or val[0] != BOS:
+        raise InputError(
+            f"the validation tokens in {folder} hold {starts} BOS (id {BOS}) for {documents} documents, and start with "
+            f"id {val[0]}: every document must start with BOS; {AGAIN}"
+        )
+    if (start := read_shard(first)[0]) != BOS:
+        raise InputError(f"{first} starts with id {start}: every document must start with BOS (id {BOS}); {AGAIN}")
 
 
 def _files(folder: Path, split: Split, entries: Sequence[Mapping[str, Any]], content: bool) -> list[Path]:

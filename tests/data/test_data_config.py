@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from pgolf.config import build
@@ -15,6 +17,7 @@ def test_defaults_are_the_challenges():
     [
         ({"vocab_size": 260}, "vocab_size"),
         ({"vocab_size": 65537}, "vocab_size"),
+        ({"vocab_size": 264, "case_ops": True}, "vocab_size"),
         ({"shard_tokens": 1}, "shard_tokens"),
         ({"shard_tokens": 2**31}, "shard_tokens"),
         ({"tokenizer_train_docs": 0}, "tokenizer_train_docs"),
@@ -28,7 +31,10 @@ def test_impossible_tokenize_settings_are_named_with_their_value(values, named):
     assert str(values[named]) in str(error.value)
 
 
-@pytest.mark.parametrize("values", [{"vocab_size": 261}, {"vocab_size": 65536}, {"shard_tokens": 2**31 - 1}])
+@pytest.mark.parametrize(
+    "values",
+    [{"vocab_size": 261}, {"vocab_size": 265, "case_ops": True}, {"vocab_size": 65536}, {"shard_tokens": 2**31 - 1}],
+)
 def test_limits_are_allowed(values):
     assert build(TokenizeConfig, values, "tokenize")
 
@@ -39,3 +45,20 @@ def test_one_file_cannot_be_both_splits():
         DataConfig(train="a.jsonl", val="a.jsonl")
     with pytest.raises(InputError, match="`val` is empty"):
         DataConfig(train="a.jsonl", val="")
+
+
+def test_a_fetched_export_is_both_splits():
+    path = "data/published/sp8192/published.json"
+    assert DataConfig(train=path, val=path).published == Path(path)
+    assert DataConfig(train="a.jsonl", val="b.jsonl").published is None
+    assert DataConfig(train=path, val=path, train_shards=3).train_shards == 3
+    for train, val in ((path, "b.jsonl"), ("a.jsonl", path), (path, "other/published.json")):
+        with pytest.raises(InputError, match=r"name the same published\.json in both keys"):
+            DataConfig(train=train, val=val)
+
+
+@pytest.mark.parametrize("values", [{"train": "a.jsonl", "val": "b.jsonl"}, {"train": "published.json"}])
+def test_train_shards_belong_to_a_fetched_export(values):
+    values = {"val": "published.json", **values, "train_shards": 0 if values["train"] == "published.json" else 1}
+    with pytest.raises(InputError, match=r"`train_shards` is [01]: give 1 or more, and only with a fetched export"):
+        build(DataConfig, values, "data")

@@ -79,6 +79,12 @@ def test_broken_manifests(folder):
         refuses(folder, "lacks an entry or has one of another type", tokenizer=False)
 
 
+def test_manifest_must_name_the_transform(folder):
+    """Manifests from before CaseOps do not."""
+    edit_manifest(folder, lambda manifest: manifest.pop("transform"))
+    refuses(folder, r"lacks an entry .*'transform'")
+
+
 def test_another_tokenizer(folder):
     path = folder / "tokenizer.model"
     path.write_bytes(path.read_bytes() + b"\0")
