@@ -13,6 +13,10 @@ from pgolf.data.tokens import open_tokens
 from pgolf.device import hardware_name, pick_device, synchronize
 from pgolf.evaluate.config import EvaluateConfig
 from pgolf.evaluate.run import evaluate as run_evaluation
+from pgolf.evaluate.run import references
+from pgolf.evaluate.score import subset_scores
+from pgolf.evaluate.updates import as_table
+from pgolf.model.attention import backend
 from pgolf.params import section
 from pgolf.quant.artifact import decode_model
 
@@ -24,16 +28,24 @@ def evaluate(params: Path = paths.PARAMS) -> None:
     blob = artifacts.require(paths.ARTIFACT, "compress").read_bytes()
     tokens = open_tokens(paths.TOKENS, paths.TOKENIZER)
     clock = Clock()
-    with progress("evaluate") as show, clock.phase("evaluate"):
-        model, header = decode_model(blob, device, dtype)
-        tokens.check_model(paths.ARTIFACT, header["vocab_size"], header["tokenizer"])
-        result = run_evaluation(
-            model, tokens.val, tokens.val_bytes, config, lambda phase, done, total: show.count(phase)(done, total)
-        )
-        synchronize(device)
+    with progress("evaluate") as show:
+
+        def report(phase: str, done: int, total: int) -> None:
+            show.count(f"{clock.seconds('evaluate'):.0f} s, {phase}")(done, total)
+
+        with clock.phase("evaluate"):
+            model, header = decode_model(blob, device, dtype)
+            tokens.check_model(paths.ARTIFACT, header["vocab_size"], header["tokenizer"])
+            result = run_evaluation(model, tokens.val, tokens.val_bytes, config, report)
+            synchronize(device)
+        plain, unadapted, plain_losses = references(model, tokens.val, tokens.val_bytes, config, result, report)
     artifacts.save(
         paths.LOSSES,
-        {"losses": torch.from_numpy(result.losses)},
+        {
+            "losses": torch.from_numpy(result.losses),
+            "plain_losses": torch.from_numpy(plain_losses),
+            "updates": as_table(result.updates),
+        },
         schema="pgolf.losses",
         stage="evaluate",
         params=to_dict(config),
@@ -42,21 +54,25 @@ def evaluate(params: Path = paths.PARAMS) -> None:
             "manifest": artifacts.sha256(paths.TOKENS / "manifest.json"),
         },
     )
-    bits = result.final.loss * result.final.tokens / math.log(2)
+    score = result.score
+    bits = score.loss * score.tokens / math.log(2)
     metrics = {
-        "val_bpb": result.final.bpb,
-        "val_loss": result.final.loss,
+        "val_bpb": score.bpb,
+        "val_loss": score.loss,
         "val_bpb_raw": bits / tokens.val_raw_bytes if tokens.val_raw_bytes else "unavailable",
-        "quantized_bpb": result.plain.bpb,
-        "quantized_loss": result.plain.loss,
-        "ttt_gain_bpb": 0.0,
+        "quantized_bpb": plain.bpb,
+        "quantized_loss": plain.loss,
+        "ttt_gain_bpb": unadapted.bpb - score.bpb if unadapted else "unavailable",
+        "update_steps": sum(update.steps for update in result.updates),
         "eval_seconds": clock.seconds("evaluate"),
         "warmup_seconds": 0.0,
-        "scored_tokens": result.final.tokens,
-        "scored_bytes": result.final.bytes,
+        "scored_tokens": score.tokens,
+        "scored_bytes": score.bytes,
         "hardware": hardware_name(device),
+        "attention": backend(device, dtype, model.config.head_dim, packed=False),
         "artifact_sha256": artifacts.sha256(paths.ARTIFACT),
     }
+    metrics |= subset_scores("quantized", plain_losses, tokens.val_bytes[1:], config.subset_targets)
     artifacts.write_json(paths.metrics("evaluate"), metrics)
 
 

@@ -8,7 +8,7 @@ from pgolf.console import progress, stage_main
 from pgolf.data.tokens import open_tokens
 from pgolf.device import pick_device
 from pgolf.evaluate.config import EvaluateConfig
-from pgolf.evaluate.score import summarize, token_losses, windows_for
+from pgolf.evaluate.score import subset_scores, summarize, token_losses, windows_for
 from pgolf.params import section
 
 
@@ -24,7 +24,9 @@ def score(params: Path = paths.PARAMS) -> None:
         model = checkpoint.build(device, dtype)
         losses = token_losses(model, tokens.val, windows, config.batch_tokens, show.count("targets"))
     result = summarize(losses, tokens.val_bytes[1:])
-    artifacts.write_json(paths.metrics("score"), {"prequant_bpb": result.bpb, "prequant_loss": result.loss})
+    metrics = {"prequant_bpb": result.bpb, "prequant_loss": result.loss}
+    metrics |= subset_scores("prequant", losses, tokens.val_bytes[1:], config.subset_targets)
+    artifacts.write_json(paths.metrics("score"), metrics)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pgolf.errors import InputError
 from pgolf.evaluate.config import EvaluateConfig
@@ -45,6 +46,18 @@ def summarize(losses: NDArray[np.float32], target_bytes: NDArray[np.integer]) ->
     return Score(nats / len(losses), nats / (math.log(2) * count), len(losses), count)
 
 
+def subset_scores(
+    name: str, losses: NDArray[np.float32], target_bytes: NDArray[np.integer], targets: int | None
+) -> dict[str, float]:
+    """Metrics of the first `targets` only, never to be taken for the score; empty where nobody asked."""
+    if targets is None:
+        return {}
+    if targets > len(losses):
+        raise InputError(f"`evaluate.subset_targets` is {targets}, there are only {len(losses)} targets: lower it")
+    part = summarize(losses[:targets], target_bytes[:targets])
+    return {f"{name}_subset_bpb": part.bpb, f"{name}_subset_loss": part.loss}
+
+
 def windows_for(tokens: NDArray[np.uint16], config: EvaluateConfig, stride: int) -> Windows:
     """The plan for a token stream [n] and its n - 1 targets."""
     targets = len(tokens) - 1
@@ -58,7 +71,6 @@ def windows_for(tokens: NDArray[np.uint16], config: EvaluateConfig, stride: int)
     return windows
 
 
-@torch.no_grad()
 def token_losses(
     model: GPT,
     tokens: NDArray[np.uint16],
@@ -66,31 +78,54 @@ def token_losses(
     batch_tokens: int,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> NDArray[np.float32]:
-    """Loss of every target [n - 1], nats, of a stream [n]; `report` gets targets done and targets in all.
+    """Loss of every target [n - 1], nats, of a stream [n]; `report` gets targets done and targets in all."""
+    stream, losses = on_device(tokens, model.tok_emb.weight.device)
+    score_windows(model, stream, windows, batch_tokens, losses, report)
+    return finite(losses[:-1].cpu().numpy(), "train again with a lower rate")
 
+
+def on_device(tokens: NDArray[np.uint16], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The stream [n] and a place for the loss of each of its n - 1 targets, NaN until scored, and one of scratch."""
+    stream = torch.from_numpy(tokens.astype(np.int32)).to(device)
+    return stream, torch.full(stream.shape, math.nan, device=device)
+
+
+def finite(losses: NDArray[np.float32], remedy: str) -> NDArray[np.float32]:
+    """The losses, unless one of them is not a number."""
+    if not np.isfinite(losses).all():
+        raise InputError(f"the loss of a token is not a number: the model diverged, {remedy}")
+    return losses
+
+
+@torch.no_grad()
+def score_windows(
+    model: GPT,
+    stream: Tensor,
+    windows: Windows,
+    batch_tokens: int,
+    losses: Tensor,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write the loss of every target that `windows` score into its place in `losses` [n], of a stream [n].
+
+    Both come from `on_device`, and the host never waits for the device, so `report` may run a little ahead of it.
     Rows of one batch are padded on the right to the longest, which causal attention cannot see.
     """
-    device = model.tok_emb.weight.device
-    losses = np.full(len(tokens) - 1, np.nan, dtype=np.float32)
-    order = np.argsort(windows.start - windows.end, kind="stable")  # longest first: little padding
-    model.prepare(int((windows.end - windows.start).max()))
-    done = position = 0
+    lengths = windows.end - windows.start
+    order = np.argsort(-lengths, kind="stable")  # longest first: little padding
+    device, scratch = stream.device, len(stream) - 1
+    start, end, first = (torch.from_numpy(column[order]).to(device)[:, None] for column in windows)
+    scored = (windows.end - windows.first)[order].cumsum()
+    model.prepare(int(lengths.max()))
+    position = 0
     while position < len(order):
-        width = int(windows.end[order[position]] - windows.start[order[position]])
-        chosen = order[position : position + max(batch_tokens // width, 1)]
-        position += len(chosen)
-        ids = np.zeros((len(chosen), width), dtype=np.int64)
-        targets = np.zeros_like(ids)
-        for row, w in enumerate(chosen):
-            start, end = windows.start[w], windows.end[w]
-            ids[row, : end - start] = tokens[start:end]
-            targets[row, : end - start] = tokens[start + 1 : end + 1]
-        batch = model.losses(torch.from_numpy(ids).to(device), torch.from_numpy(targets).to(device)).cpu().numpy()
-        for row, w in enumerate(chosen):
-            start, end, first = windows.start[w], windows.end[w], windows.first[w]
-            losses[first:end] = batch[row, first - start : end - start]
-            done += int(end - first)
-        report(done, len(losses))
-    if not np.isfinite(losses).all():
-        raise InputError("the loss of a token is not a number: the model diverged, train again with a lower rate")
-    return losses
+        width = int(lengths[order[position]])
+        rows = slice(position, min(position + max(batch_tokens // width, 1), len(order)))
+        place = start[rows] + torch.arange(width, device=device)
+        inside = place < end[rows]
+        place = place.where(inside, 0)
+        ids, targets = stream[place].where(inside, 0), stream[place + 1].where(inside, 0)
+        counts = inside & (place >= first[rows])
+        losses[place.where(counts, scratch)] = model.losses(ids.long(), targets.long())
+        position = rows.stop
+        report(int(scored[position - 1]), len(losses) - 1)

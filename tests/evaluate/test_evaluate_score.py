@@ -8,8 +8,8 @@ import torch
 
 from pgolf.errors import InputError
 from pgolf.evaluate.config import EvaluateConfig
-from pgolf.evaluate.run import evaluate
-from pgolf.evaluate.score import summarize, token_losses, windows_for
+from pgolf.evaluate.run import evaluate, references
+from pgolf.evaluate.score import subset_scores, summarize, token_losses, windows_for
 from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import GPT
 
@@ -149,32 +149,44 @@ def test_sums_are_exact_where_float32_and_32_bits_are_not():
 def test_bos_target_adds_loss_and_counts_without_bytes(model, tokens):
     sizes = np.where(tokens == 1, 0, 3).astype(np.uint16)
     result = evaluate(model, tokens, sizes, settings_of(16, 4))
-    assert result.final.tokens == 89
-    assert result.final.bytes == 3 * int((tokens[1:] != 1).sum())
-    assert result.final.loss == pytest.approx(result.losses.astype(np.float64).mean(), rel=1e-12)
+    assert result.score.tokens == 89
+    assert result.score.bytes == 3 * int((tokens[1:] != 1).sum())
+    assert result.score.loss == pytest.approx(result.losses.astype(np.float64).mean(), rel=1e-12)
     bos = [int(t) - 1 for t in np.flatnonzero(tokens == 1)[1:]]
     without = np.delete(result.losses, bos)
-    assert abs(float(without.astype(np.float64).sum()) / 89 - result.final.loss) > 1e-3
+    assert abs(float(without.astype(np.float64).sum()) / 89 - result.score.loss) > 1e-3
 
 
 def test_bytes_of_the_first_token_are_not_scored(model, tokens):
     sizes = np.full(len(tokens), 2, dtype=np.uint16)
     sizes[0] = 999
-    assert evaluate(model, tokens, sizes, settings_of(16, 16)).final.bytes == 2 * 89
+    assert evaluate(model, tokens, sizes, settings_of(16, 16)).score.bytes == 2 * 89
 
 
-def test_plain_and_final_scores(model, tokens):
+def test_score_and_what_it_is_compared_with(model, tokens):
     sizes = np.full(len(tokens), 2, dtype=np.uint16)
     phases = []
-    result = evaluate(model, tokens, sizes, settings_of(16, 4), lambda phase, done, total: phases.append(phase))
-    plain = scored(model, tokens, settings_of(16, 16))
-    sliding = scored(model, tokens, settings_of(16, 4))
-    assert result.plain == summarize(plain, sizes[1:])
-    assert result.final == summarize(sliding, sizes[1:])
+
+    def report(phase, done, total):
+        phases.append(phase)
+
+    config = settings_of(16, 4)
+    result = evaluate(model, tokens, sizes, config, report)
+    assert set(phases) == {"sliding"}, "nothing but the score is on the clock"
+    assert result.updates == []
+    compared = references(model, tokens, sizes, config, result, report)
+    plain, sliding = scored(model, tokens, settings_of(16, 16)), scored(model, tokens, config)
+    assert result.score == compared.unadapted == summarize(sliding, sizes[1:])
+    assert compared.plain == summarize(plain, sizes[1:])
     assert np.array_equal(result.losses, sliding)
-    assert list(dict.fromkeys(phases)) == ["plain", "sliding"]
-    whole = evaluate(model, tokens, sizes, settings_of(16, 16))
-    assert whole.plain == whole.final == result.plain
+    assert list(dict.fromkeys(phases)) == ["sliding", "plain"]
+    phases.clear()
+    whole = evaluate(model, tokens, sizes, settings_of(16, 16), report)
+    passes = len(phases)
+    compared = references(model, tokens, sizes, settings_of(16, 16), whole, report)
+    assert compared[:2] == (whole.score, whole.score)
+    assert whole.score == compared.plain
+    assert len(phases) == passes, "a pass was repeated"
 
 
 @pytest.mark.parametrize("tokens", [[], [1]])
@@ -197,5 +209,14 @@ def test_losses_and_bytes_of_different_targets_are_not_mixed():
 def test_smallest_stream(model):
     stream = np.array([1, 5], dtype=np.uint16)
     result = evaluate(model, stream, np.array([0, 4], dtype=np.uint16), settings_of(16, 4))
-    assert (result.final.tokens, result.final.bytes) == (1, 4)
+    assert (result.score.tokens, result.score.bytes) == (1, 4)
     np.testing.assert_allclose(result.losses, losses_one_by_one(model, stream, 16, 4, False), rtol=1e-4)
+
+
+def test_the_score_of_the_first_targets_has_a_name_of_its_own():
+    losses, sizes = np.array([1.0, 2.0, 9.0], dtype=np.float32), np.array([1, 2, 4])
+    assert subset_scores("plain", losses, sizes, None) == {}
+    part = subset_scores("plain", losses, sizes, 2)
+    assert part == {"plain_subset_loss": 1.5, "plain_subset_bpb": pytest.approx(3 / (3 * math.log(2)))}
+    with pytest.raises(InputError, match="`evaluate.subset_targets` is 4, there are only 3"):
+        subset_scores("plain", losses, sizes, 4)
