@@ -1,5 +1,6 @@
 """Codes to the shipped file: a container of compressed streams."""
 
+import math
 from pathlib import Path
 
 from pgolf import artifacts, paths
@@ -10,7 +11,7 @@ from pgolf.config import build
 from pgolf.console import progress, stage_main, table
 from pgolf.model.config import ModelConfig
 from pgolf.params import section
-from pgolf.quant.artifact import encode_model, layout_from_header, unpack_model
+from pgolf.quant.artifact import encode_model, layout_from_header, parameter_shapes, unpack_model
 from pgolf.quant.config import QuantizeConfig
 
 
@@ -24,7 +25,7 @@ def compress(params: Path = paths.PARAMS) -> None:
     with progress("compress") as show:
         show(f"{len(tensors)} tensors with {config.codec}")
         with clock.phase("compress"):
-            blob = encode_model(tensors, model, meta["vocab_size"], scheme, meta["tokenizer"], config.codec)
+            blob = encode_model(tensors, model, meta["vocab_size"], scheme, meta["tokenizer"], config.codec, show)
         with clock.phase("decompress"):
             unpack_model(blob)
     artifacts.write_bytes(paths.ARTIFACT, blob)
@@ -36,7 +37,7 @@ def compress(params: Path = paths.PARAMS) -> None:
         ("stream", "raw bytes", "bytes", "codec"),
         [*rows, ("header", "", frame, ""), ("total", "", len(blob), "")],
     )
-    weights = sum(tensor.numel() for name, tensor in tensors.items() if not name.endswith(".scale"))
+    weights = sum(map(math.prod, parameter_shapes(model, meta["vocab_size"]).values()))
     metrics = {
         "bytes_model": len(blob),
         "bits_per_weight": 8 * len(blob) / weights,

@@ -12,7 +12,7 @@ from pgolf.model.gpt import matrix_inputs
 from pgolf.params import section
 from pgolf.quant.config import QuantizeConfig
 from pgolf.quant.quantize import quantize_model
-from pgolf.quant.summary import class_rows, quantize_metrics
+from pgolf.quant.summary import class_rows, kept_weights, lqer_rows, quantize_metrics
 
 
 def quantize(params: Path = paths.PARAMS) -> None:
@@ -26,8 +26,10 @@ def quantize(params: Path = paths.PARAMS) -> None:
     with progress("quantize") as show, clock.phase("quantize"):
         sources = matrix_inputs(checkpoint.config)
         done = quantize_model(checkpoint.state, hessians, sources, config, lambda report: show(report.name))
-    small = sum(tensor.numel() for name, tensor in done.tensors.items() if not name.endswith((".q", ".scale")))
-    table("quantization", ("class", "weights", "bits", "entropy", "relative error"), class_rows(done.reports, small))
+    kept = kept_weights(done.tensors)
+    table("quantization", ("class", "weights", "bits", "entropy", "relative error"), class_rows(done.reports, kept))
+    if corrections := lqer_rows(done.reports):
+        table("low-rank corrections", ("matrix", "bytes", "relative error before", "after"), corrections)
     artifacts.save(
         paths.QUANTIZED,
         done.tensors,
@@ -37,8 +39,8 @@ def quantize(params: Path = paths.PARAMS) -> None:
         inputs={"checkpoint": checkpoint.sha256, "hessians": artifacts.sha256(paths.HESSIANS)},
         extra={"vocab_size": checkpoint.vocab_size, "tokenizer": checkpoint.tokenizer},
     )
-    metrics = quantize_metrics(done.reports) | {"quantize_seconds": clock.seconds("quantize"), "small_weights": small}
-    artifacts.write_json(paths.metrics("quantize"), metrics)
+    metrics = {"quantize_seconds": clock.seconds("quantize"), "small_weights": kept["small"]}
+    artifacts.write_json(paths.metrics("quantize"), quantize_metrics(done.reports) | metrics)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """The shipped model: quantized tensors in a container, from which alone the model is rebuilt.
 
-The header names what determines every tensor's name, shape and type: the model's shape constants, the vocabulary and
-the quantization scheme. The layout is computed from it on both sides and not stored.
+The header names what determines every tensor's name, shape and type: the model's shape constants, the vocabulary, the
+quantization scheme and the matrices with a low-rank correction. The layout is computed from it on both sides and not
+stored.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pgolf.codec.backends import Codec
+from pgolf.codec.choose import Choice, Report, silent
 from pgolf.codec.container import pack, unpack
 from pgolf.codec.layout import Entry
 from pgolf.config import build, to_dict
@@ -19,8 +21,9 @@ from pgolf.errors import InputError
 from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import GPT
 from pgolf.quant.config import QuantizeConfig
-from pgolf.quant.grid import dequantize
+from pgolf.quant.lqer import factor_shapes
 from pgolf.quant.policy import Shapes, resolve
+from pgolf.quant.state import corrected_names, restore
 
 SCHEMA = "pgolf.model"
 
@@ -31,18 +34,32 @@ def parameter_shapes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[in
         return {name: tuple(tensor.shape) for name, tensor in GPT(config, vocab_size).state_dict().items()}
 
 
-def layout_of(shapes: Shapes, config: QuantizeConfig) -> list[Entry]:
-    """Stored tensors in order: codes grouped by the matrix's role in the block, then scales, then small tensors."""
-    plan = resolve(shapes, config)
-    codes, scales, small = [], [], []
-    for name, rule in plan.items():
-        if rule.grid is None:
-            small.append(Entry("small", name, "float16", shapes[name]))
-            continue
-        role = re.sub(r"^blocks\.\d+\.", "", name).removesuffix(".weight")
-        codes.append(Entry(role, f"{name}.q", "int8", shapes[name]))
-        scales.append(Entry("scales", f"{name}.scale", "float16", shapes[name][:1]))
-    return codes + scales + small
+def layout_of(shapes: Shapes, config: QuantizeConfig, corrected: Collection[str] = ()) -> list[Entry]:
+    """Stored tensors in order: codes grouped by the matrix's role in the block, then what belongs to them.
+
+    Gates, low-rank factors, scales and small tensors each share one group; `corrected` names the matrices with factors.
+    """
+    codes: list[Entry] = []
+    gates: list[Entry] = []
+    factors: list[Entry] = []
+    scales: list[Entry] = []
+    small: list[Entry] = []
+    for name, rule in resolve(shapes, config).items():
+        shape = shapes[name]
+        if rule.grid:
+            role = re.sub(r"^blocks\.\d+\.", "", name).removesuffix(".weight")
+            codes.append(Entry(role, f"{name}.q", "int8", shape))
+            scales.append(Entry("scales", f"{name}.scale", "float16", shape[:1]))
+        elif rule.int8_rows:
+            gates.append(Entry(f"{rule.tensor_class}s", f"{name}.gq", "int8", shape))
+            scales.append(Entry("scales", f"{name}.gs", "float16", shape[:1]))
+        else:
+            small.append(Entry("small", name, "float16", shape))
+        if name in corrected:
+            for suffix, (dtype, size) in factor_shapes(shape, config.lqer).items():
+                group, entries = ("lqer", factors) if dtype == "int8" else ("scales", scales)
+                entries.append(Entry(group, f"{name}{suffix}", dtype, size))
+    return codes + gates + factors + scales + small
 
 
 def layout_from_header(header: Mapping[str, Any]) -> list[Entry]:
@@ -58,8 +75,29 @@ def layout_from_header(header: Mapping[str, Any]) -> list[Entry]:
         )
     if not isinstance(header.get("tokenizer"), str):
         raise InputError("the artifact does not name its tokenizer: run `pgolf compress` again")
-    model = build(ModelConfig, header.get("model"), "model")
-    return layout_of(parameter_shapes(model, vocab_size), build(QuantizeConfig, header.get("quantize"), "quantize"))
+    shapes = parameter_shapes(build(ModelConfig, header.get("model"), "model"), vocab_size)
+    config = build(QuantizeConfig, header.get("quantize"), "quantize")
+    return layout_of(shapes, config, _corrected(header.get("lqer"), matrices(shapes, config), config.lqer.top_k))
+
+
+def matrices(shapes: Shapes, config: QuantizeConfig) -> list[str]:
+    """Names of the tensors that are stored as codes, in order."""
+    return [name for name, rule in resolve(shapes, config).items() if rule.grid]
+
+
+def _corrected(indices: Any, names: Sequence[str], top_k: int) -> set[str]:
+    """The matrices that a header's list of rising positions in `names` gives a correction."""
+    expected = min(top_k, len(names))
+    if not isinstance(indices, list) or len(indices) != expected:
+        raise InputError(
+            f"the artifact must list {expected} matrices with a low-rank correction (`lqer.top_k` is {top_k}, "
+            f"{len(names)} matrices): run `pgolf quantize` and `pgolf compress` again"
+        )
+    if not all(type(index) is int and 0 <= index < len(names) for index in indices):
+        raise InputError(f"the artifact's list of corrected matrices is not one of positions below {len(names)}")
+    if any(first >= second for first, second in pairwise(indices)):
+        raise InputError("the artifact's list of corrected matrices does not rise: one is repeated or out of order")
+    return {names[index] for index in indices}
 
 
 def encode_model(
@@ -68,18 +106,22 @@ def encode_model(
     vocab_size: int,
     quantize: QuantizeConfig,
     tokenizer: str,
-    codec: Codec,
+    codec: Choice,
+    report: Report = silent,
 ) -> bytes:
     """The container of a quantized model; `tokenizer` is the SHA-256 of the tokenizer that its tokens come from."""
+    corrected = corrected_names(tensors)
+    names = matrices(parameter_shapes(model, vocab_size), quantize)
     header = {
         "schema": SCHEMA,
         "model": to_dict(model),
         "vocab_size": vocab_size,
         "quantize": to_dict(quantize),
+        "lqer": [index for index, name in enumerate(names) if name in corrected],
         "tokenizer": tokenizer,
     }
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    return pack(header, layout_from_header(header), arrays, codec)
+    return pack(header, layout_from_header(header), arrays, codec, report)
 
 
 def unpack_model(blob: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -91,14 +133,7 @@ def unpack_model(blob: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def decode_model(blob: bytes, device: torch.device, dtype: torch.dtype) -> tuple[GPT, dict[str, Any]]:
     """The dequantized model, ready to score, and the header of the container."""
     header, stored = unpack_model(blob)
-    state = {}
-    for name, tensor in stored.items():
-        if name.endswith(".q"):
-            base = name.removesuffix(".q")
-            state[base] = dequantize(tensor, stored[f"{base}.scale"])
-        elif not name.endswith(".scale"):
-            state[name] = tensor.float()
     with torch.device("meta"):
         model = GPT(build(ModelConfig, header["model"], "model"), header["vocab_size"], dtype)
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(restore(stored), assign=True)
     return model.to(device), header

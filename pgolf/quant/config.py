@@ -27,6 +27,33 @@ class GridConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LqerConfig:
+    """Low-rank correction of the matrices with the largest rounding error; the published values are PR 1855's."""
+
+    top_k: int = 0
+    """Matrices that get one, by the Frobenius norm of their error; 0: none (published: 3)."""
+    rank: int = 4
+    """Rank of the correction (published: 4)."""
+    asymmetric: bool = True
+    """Factors in 2 and 4 bits where B fills whole groups; otherwise symmetric (published: true)."""
+    factor_bits: int = 4
+    """Code width of both symmetric factors (published: 4)."""
+    group: int = 64
+    """Elements of the asymmetric B under one scale (published: 64; later submissions: 32)."""
+
+    def __post_init__(self) -> None:
+        if self.top_k < 0:
+            raise InputError(f"`top_k` is {self.top_k}; it must be at least 0")
+        for name in ("rank", "group"):
+            if getattr(self, name) < 1:
+                raise InputError(f"`{name}` is {getattr(self, name)}; it must be at least 1")
+        if not 2 <= self.factor_bits <= 8:
+            raise InputError(
+                f"`factor_bits` is {self.factor_bits}; codes are stored as int8, so it must lie between 2 and 8"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizeConfig:
     """Defaults are PR 1394's and 1493's."""
 
@@ -42,6 +69,10 @@ class QuantizeConfig:
     """Columns between two updates of the remaining matrix; changes speed, not the result beyond rounding."""
     small_numel: int = 65_536
     """Tensors with at most this many elements are kept as float16."""
+    gate_int8: bool = False
+    """Attention gates as int8 rows instead of float16 (GATED_ATTN_QUANT_GATE, PR 1855: true)."""
+    lqer: LqerConfig = LqerConfig()
+    """Low-rank corrections."""
 
     def __post_init__(self) -> None:
         if self.damp <= 0:

@@ -10,9 +10,18 @@ from torch import Tensor
 
 
 def sdclip_scale(weight: Tensor, k_sigma: float, clip: int) -> Tensor:
-    """Row scales [m], float16, of W [m, n]; a row too small for float16 gets its smallest number."""
-    scale = (k_sigma * weight.float().std(dim=1) / clip).clamp_min(1e-10).half()
-    return scale.clamp_min(2.0**-24)
+    """Row scales [m], float16, of W [m, n]: k std(W_i) / c."""
+    return positive_half(k_sigma * weight.float().std(dim=1) / clip)
+
+
+def absmax_scale(weight: Tensor, clip: int) -> Tensor:
+    """Row scales [m], float16, of W [m, n] with which no value is clipped: max|W_i| / c."""
+    return positive_half(weight.float().abs().amax(dim=1) / clip)
+
+
+def positive_half(scale: Tensor) -> Tensor:
+    """The scale in float16, never 0: one too small for float16 becomes its smallest number."""
+    return scale.clamp_min(1e-10).half().clamp_min(2.0**-24)
 
 
 def round_to_nearest(weight: Tensor, scale: Tensor, clip: int) -> Tensor:

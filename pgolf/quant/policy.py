@@ -9,33 +9,53 @@ from pgolf.quant.config import GridConfig, QuantizeConfig
 
 
 class Rule(NamedTuple):
-    """Treatment of one tensor; `grid` is None for tensors kept as float16."""
+    """Treatment of one tensor."""
 
     tensor_class: str
+    """`embed`, `mlp`, `attn`: codes on `grid`; `gate`, `table`: int8 rows; `small`: float16."""
     grid: GridConfig | None
+    """None for tensors without GPTQ."""
+
+    @property
+    def int8_rows(self) -> bool:
+        """Rounded to nearest in 8 bits, one scale per row."""
+        return self.tensor_class in ("gate", "table")
 
 
 Shapes = Mapping[str, tuple[int, ...]]
+GATE_NUMEL = range(32, 8192 + 1)
+"""Sizes of a gate that `gate_int8` applies to: sparse 8 x 12, dense 8 x 512 (PR 1787, PR 1855)."""
+TABLE = re.compile(r"^(bigram|trigram|ve_shared)\.(embed|proj)\.weight$")
+"""Embeddings of hashed n-grams and of values: a lookup has no input covariance (PR 401, 549, 635: int8 rows)."""
 
 
 def table(config: QuantizeConfig) -> Iterable[tuple[str, re.Pattern[str], GridConfig]]:
     """Class, name pattern and grid of the matrices, in the order of matching."""
     return (
         ("embed", re.compile(r"^tok_emb\.weight$"), config.embed),
-        ("mlp", re.compile(r"\.mlp\.\w+\.weight$"), config.mlp),
+        ("mlp", re.compile(r"\.mlp\.[\w.]+\.weight$"), config.mlp),
         ("attn", re.compile(r"\.attn\.\w+\.weight$"), config.attn),
     )
 
 
 def resolve(shapes: Shapes, config: QuantizeConfig) -> dict[str, Rule]:
-    """The rule of every tensor. InputError when `small_numel` leaves a tensor to quantize that no class covers."""
+    """The rule of every tensor: gates first, then small tensors, then the classes of matrices.
+
+    Raises InputError when `small_numel` leaves a tensor to quantize that no class covers.
+    """
     plan = {}
     for name, shape in shapes.items():
         numel = 1
         for size in shape:
             numel *= size
+        if config.gate_int8 and len(shape) == 2 and name.endswith(".attn_gate_w") and numel in GATE_NUMEL:
+            plan[name] = Rule("gate", None)
+            continue
         if len(shape) != 2 or numel <= config.small_numel:
             plan[name] = Rule("small", None)
+            continue
+        if TABLE.match(name):
+            plan[name] = Rule("table", None)
             continue
         matches = [Rule(label, grid) for label, pattern, grid in table(config) if pattern.search(name)]
         if not matches:

@@ -6,8 +6,9 @@ weight, measured 3.531 with everything).
 
 import math
 
-from pgolf.quant.config import GridConfig, QuantizeConfig
-from pgolf.quant.policy import Shapes, resolve
+from pgolf.quant.config import GridConfig, LqerConfig, QuantizeConfig
+from pgolf.quant.lqer import A_BITS, ASYMMETRIC, B_BITS, factor_shapes
+from pgolf.quant.policy import Rule, Shapes, resolve
 
 GAUSSIAN_BITS = 0.5 * math.log2(2 * math.pi * math.e)
 
@@ -18,9 +19,27 @@ def bits_per_code(grid: GridConfig) -> float:
 
 
 def predicted_bytes(shapes: Shapes, config: QuantizeConfig) -> int:
-    """Predicted bytes of the compressed weights: codes, two bytes per row scale and per small value."""
+    """Predicted bytes of the compressed weights: codes, two bytes per scale and per small value, one per gate weight.
+
+    Which matrices will be corrected is not known before; the largest ones are assumed.
+    """
+    plan = resolve(shapes, config)
+    sizes = [correction_bytes(shapes[name], config.lqer) for name, rule in plan.items() if rule.grid]
+    corrections = sum(sorted(sizes, reverse=True)[: config.lqer.top_k])
+    return math.ceil(corrections + sum(_tensor_bytes(shapes[name], rule) for name, rule in plan.items()))
+
+
+def correction_bytes(shape: tuple[int, ...], config: LqerConfig) -> float:
+    """Bytes of a low-rank correction at the width of its codes: an upper bound (twice the entropy in PR 1855)."""
     total = 0.0
-    for name, rule in resolve(shapes, config).items():
-        numel = math.prod(shapes[name])
-        total += 2 * numel if rule.grid is None else numel * bits_per_code(rule.grid) / 8 + 2 * shapes[name][0]
-    return math.ceil(total)
+    for suffix, (dtype, size) in factor_shapes(shape, config).items():
+        code_bits = {ASYMMETRIC[0]: A_BITS, ASYMMETRIC[2]: B_BITS}.get(suffix, config.factor_bits)
+        total += math.prod(size) * (code_bits if dtype == "int8" else 16) / 8
+    return total
+
+
+def _tensor_bytes(shape: tuple[int, ...], rule: Rule) -> float:
+    numel = math.prod(shape)
+    if rule.grid:
+        return numel * bits_per_code(rule.grid) / 8 + 2 * shape[0]
+    return numel + 2 * shape[0] if rule.int8_rows else 2 * numel

@@ -3,14 +3,16 @@
 import dataclasses
 import re
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from ruamel.yaml import YAML
 
 from pgolf.config import to_dict
 from pgolf.errors import InputError
+from pgolf.evaluate.config import EvaluateConfig
 from pgolf.params import read_params, section
-from pgolf.presets import apply_preset, preset_files
+from pgolf.presets import apply_preset, expected_verdict, preset_files
 from pgolf.quant.config import GridConfig, QuantizeConfig
 from pgolf.sections import Sections, load_sections
 
@@ -121,6 +123,9 @@ def merged(target, overlay):
 def test_preset_sets_its_keys_keeps_all_others_and_every_comment(params, name):
     before, text = read_params(params), params.read_text()
     overlay = YAML(typ="safe").load(ROOT / f"presets/{name}.yaml")
+    if overlay.pop("expected_verdict", None):  # a system: what it does not name takes its default
+        for section in set(before) - {"data", "tokenize", "verify_size"}:
+            before[section] = to_dict(get_type_hints(Sections)[section]())
     apply_preset(params, name, folder=ROOT / "presets")
     assert read_params(params) == merged(before, overlay)
     assert comments(params.read_text()) == comments(text)
@@ -147,8 +152,24 @@ def test_overlay_fits_every_system_and_leaves_no_trace_in_it(params, name, overl
     assert load_sections(params) == expected
 
 
+def test_a_system_leaves_nothing_of_the_one_before(params, tmp_path):
+    """One after the other in the same file, and each in a fresh one."""
+    for name in SYSTEMS:
+        apply_preset(params, name, folder=ROOT / "presets")
+        fresh = write(tmp_path / "fresh.yaml", (ROOT / "params.yaml").read_text())
+        apply_preset(fresh, name, folder=ROOT / "presets")
+        assert read_params(params) == read_params(fresh), name
+
+
+def test_systems_say_what_an_audit_finds_and_overlays_do_not():
+    for name in PRESETS:
+        verdict = expected_verdict(ROOT / f"presets/{name}.yaml")
+        assert bool(verdict) is (name in SYSTEMS), name
+    assert "over the cap" in (expected_verdict(ROOT / "presets/pr1520.yaml") or "")
+
+
 def test_there_are_systems_and_overlays():
-    assert "record-1493" in SYSTEMS
+    assert SYSTEMS == ["pr1520", "pr1807", "pr2071", "pr401", "pr635", "record-1493", "record-1855"]
     assert "mini" in OVERLAYS
     assert set(preset_files(ROOT / "presets")) == set(PRESETS)
     for name in PRESETS:
@@ -220,6 +241,11 @@ def test_record_1493_has_the_published_constants(params):
     assert (quantize.damp, quantize.blocksize, quantize.small_numel) == (0.01, 128, 65_536)
     assert (found.calibrate.batches, found.calibrate.rows, found.calibrate.seq_len) == (64, 48, 2048)
     assert (evaluate.seq_len, evaluate.stride, evaluate.isolate_documents) == (2048, 64, False)
+    chunk = evaluate.chunk
+    assert (evaluate.ttt, chunk.chunk_tokens, chunk.lr, chunk.momentum) == ("chunk", 32_768, 0.005, 0.9)
+    assert (chunk.epochs, chunk.hard_epochs, chunk.rows_per_step, chunk.grad_clip) == (3, None, 32, 1.0)
+    assert (chunk.freeze_blocks, chunk.freeze_embedding, chunk.ema) == (0, False, None)
+    assert (chunk.max_train_chunks, chunk.warmup_chunks) == (None, 0)
     assert found.verify_size.cap_bytes == 16_000_000
 
 
@@ -228,7 +254,8 @@ def test_defaults_of_the_model_are_record_1493(params):
     found = load_sections(params)
     for name in ("model", "calibrate", "quantize", "evaluate", "verify_size"):
         value = getattr(found, name)
-        assert value == type(value)(), name
+        expected = EvaluateConfig(ttt="chunk") if name == "evaluate" else type(value)()  # adaptation is asked for
+        assert value == expected, name
 
 
 def test_several_presets_are_applied_as_one_or_not_at_all(params):

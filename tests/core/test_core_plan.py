@@ -1,10 +1,11 @@
 """Predictions against the published accounting of FLOPs, parameters and bytes."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from pgolf.model.config import ModelConfig
+from pgolf.model.config import HashConfig, ModelConfig, ValueEmbedConfig
 from pgolf.model.gpt import GPT
 from pgolf.plan import forward_flops, make_plan
 from pgolf.presets import apply_preset
@@ -47,6 +48,24 @@ def test_flops_grow_with_context_by_the_attention_products():
     for looped, layers in ((False, 4), (True, 6)):
         grown = forward_flops(config, 100, 33, looped) - forward_flops(config, 100, 0, looped)
         assert grown == layers * 2 * (2 * 64 * 33)  # q k^T and p v, each d multiply-adds per key
+
+
+def test_flops_count_every_matrix_that_a_technique_adds():
+    """Two per weight and token; the table of a hash is a lookup; another softmax map doubles attention."""
+    plain = ModelConfig(layers=4, dim=64, heads=4, kv_heads=2, rope_dims=8, xsa_layers=0, parallel="none", loop_runs=1)
+
+    def added(**changes):
+        changed = dataclasses.replace(plain, **changes)
+        return forward_flops(changed, 100, 10, looped=True) - forward_flops(plain, 100, 10, looped=True)
+
+    assert added(attn_gate="elementwise") == 2 * 4 * 64 * 64
+    assert added(activation="swiglu") == 2 * 4 * (3 * 168 - 2 * 256) * 64
+    assert added(mlp_rank=0.5, mlp_blocks=4) == 2 * 4 * (32 * (64 + 256) - 64 * 256 - 3 * 64 * 64)
+    assert added(bigram=HashConfig(rows=999, dim=16)) == 2 * 16 * 64
+    assert added(value_embed=ValueEmbedConfig(last=2, dim=16)) == 2 * 16 * 32
+    assert added(attention="differential") == 4 * 4 * 64 * 10
+    head = 2 * 64 * 100
+    assert added(stack_runs=3) == 2 * (forward_flops(plain, 100, 10, looped=True) - head)
 
 
 def test_record_1493_has_the_published_parameters_and_fits(sections):

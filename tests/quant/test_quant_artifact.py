@@ -56,6 +56,7 @@ def test_round_trip_is_bit_exact_in_codes_scales_and_small_tensors(stored, codec
         "model": to_dict(MODEL),
         "vocab_size": VOCAB,
         "quantize": to_dict(SCHEME),
+        "lqer": [],
         "tokenizer": TOKENIZER,
     }
 
@@ -115,6 +116,7 @@ def header(model=None, quantize=None, **changes):
         "model": to_dict(MODEL) | (model or {}),
         "vocab_size": VOCAB,
         "quantize": to_dict(SCHEME) | (quantize or {}),
+        "lqer": [],
         "tokenizer": TOKENIZER,
     } | changes
 
@@ -152,6 +154,22 @@ HOSTILE = {
     "grid of 64 bits": header(quantize={"embed": {"bits": 64, "k_sigma": 20.0}}),
     "small tensors quantized": header(quantize={"small_numel": 0}),
     "another schema": header(schema="pgolf.tokens"),
+    "no corrections": {key: value for key, value in header().items() if key != "lqer"},
+    "corrections without a scheme": header(lqer=[0]),
+    "corrections as text": header(quantize={"lqer": {"top_k": 2}}, lqer="01"),
+    "corrections of true": header(quantize={"lqer": {"top_k": 2}}, lqer=[False, True]),
+    "corrections by name": header(quantize={"lqer": {"top_k": 1}}, lqer=["tok_emb.weight"]),
+    "fewer corrections": header(quantize={"lqer": {"top_k": 2}}, lqer=[0]),
+    "a million corrections": header(quantize={"lqer": {"top_k": 2}}, lqer=list(range(10**6))),
+    "a correction twice": header(quantize={"lqer": {"top_k": 2}}, lqer=[1, 1]),
+    "corrections out of order": header(quantize={"lqer": {"top_k": 2}}, lqer=[2, 1]),
+    "correction of no matrix": header(quantize={"lqer": {"top_k": 1}}, lqer=[19]),
+    "correction before the first": header(quantize={"lqer": {"top_k": 1}}, lqer=[-1]),
+    "a billion corrections declared": header(quantize={"lqer": {"top_k": 10**9}}, lqer=[0]),
+    "rank 0": header(quantize={"lqer": {"top_k": 1, "rank": 0}}, lqer=[0]),
+    "group 0": header(quantize={"lqer": {"top_k": 1, "group": 0}}, lqer=[0]),
+    "factors of 64 bits": header(quantize={"lqer": {"top_k": 1, "factor_bits": 64}}, lqer=[0]),
+    "gates as text": header(quantize={"gate_int8": "true"}),
     "nothing": {},
 }
 

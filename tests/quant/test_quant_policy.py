@@ -152,12 +152,15 @@ def test_summary_weights_matrices_by_their_size():
         assert metrics[f"bits_per_weight_entropy{suffix}"] == pytest.approx(bits, rel=1e-12)
         error = sum(r.relative_error * r.numel for r in members) / weights
         assert metrics[f"weighted_error{suffix}"] == pytest.approx(error, rel=1e-12)
-    rows = {row[0]: row for row in class_rows(reports, 77)}
+    rows = {row[0]: row for row in class_rows(reports, {"gate": 0, "small": 77})}
     assert set(rows) == {"embed", "attn", "mlp", "small"}
     assert rows["small"][1:3] == (77, 16)
     assert rows["mlp"][1:3] == (3 * 2 * 16 * 32, 5)
     keys, suffixes = ("bits_per_weight_entropy", "weighted_error"), ("", "_embed", "_attn", "_mlp")
-    assert set(metrics) == {f"{key}{suffix}" for key in keys for suffix in suffixes}
+    of_lqer = {"rounding_error", "lqer_tensors", "lqer_bytes"}
+    assert set(metrics) == {f"{key}{suffix}" for key in keys for suffix in suffixes} | of_lqer
+    assert (metrics["lqer_tensors"], metrics["lqer_bytes"]) == (0, 0)
+    assert metrics["rounding_error"] == metrics["weighted_error"]
 
 
 def test_errors_name_the_tensor_and_the_remedy():

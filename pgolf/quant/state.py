@@ -1,0 +1,44 @@
+"""The stored form of a model: tensors by key, as in the published artifacts since PR 1797.
+
+NAME.q, NAME.scale     codes int8 [m, n] and row scales float16 [m] of a matrix
+NAME.lqA_a, ...        its low-rank correction, where it has one (`pgolf.quant.lqer`)
+NAME.gq, NAME.gs       int8 rows of an attention gate
+NAME                   float16, every other tensor
+"""
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from pgolf.quant.grid import dequantize
+from pgolf.quant.lqer import ASYMMETRIC, SYMMETRIC, correction
+
+SUFFIXES = (".q", ".scale", ".gq", ".gs", *ASYMMETRIC, *SYMMETRIC)
+"""What may follow a parameter's name in a key."""
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """Parameter name and suffix of a key; the suffix of a float16 tensor is empty."""
+    name, dot, last = key.rpartition(".")
+    return (name, dot + last) if dot + last in SUFFIXES else (key, "")
+
+
+def corrected_names(keys: Iterable[str]) -> set[str]:
+    """Names of the matrices with a low-rank correction."""
+    return {name for name, suffix in map(split_key, keys) if suffix in (ASYMMETRIC[0], SYMMETRIC[0])}
+
+
+def restore(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The dequantized parameters, float32, by name: W^ = q s + A^ B^ for a corrected matrix, q s for others."""
+    state = {}
+    for key, tensor in stored.items():
+        name, suffix = split_key(key)
+        if suffix == ".q":
+            state[name] = dequantize(tensor, stored[f"{name}.scale"])
+            if (low_rank := correction(stored, name)) is not None:
+                state[name] += low_rank
+        elif suffix == ".gq":
+            state[name] = dequantize(tensor, stored[f"{name}.gs"])
+        elif not suffix:
+            state[name] = tensor.float()
+    return state
