@@ -24,6 +24,8 @@ def train(params: Path = paths.PARAMS) -> None:
     tokens = open_tokens(paths.TOKENS, paths.TOKENIZER)
     projected = preflight(params, tokens.vocab_size).bytes_model
     device, dtype = pick_device()
+    attention = backend(device, dtype, model_config.head_dim, packed=config.batches == "packed")
+    console.print(f"train: {hardware_name(device)}, attention by {attention}", soft_wrap=True, markup=False)
     inputs = {"manifest": artifacts.sha256(paths.TOKENS / "manifest.json")}
     resolved = {"model": to_dict(model_config), "train": to_dict(config)}
     checkpoints = Checkpoints(paths.SCRATCH, {**resolved, **inputs})
@@ -37,21 +39,21 @@ def train(params: Path = paths.PARAMS) -> None:
     done = run.trained
     provenance: dict[str, Any] = {"stage": "train", "params": resolved, "inputs": inputs}
     model_extra = {"vocab_size": tokens.vocab_size, "tokenizer": tokens.tokenizer_sha256}
+    artifacts.save(paths.AVERAGES, run.averages, schema="pgolf.averages", **provenance)
     artifacts.save(paths.TRACE, done.trace, schema="pgolf.trace", **provenance)
     artifacts.save(paths.MODEL, run.model.state_dict(), schema="pgolf.checkpoint", **provenance, extra=model_extra)
-    seen = done.steps * config.batch_tokens
     metrics = {
         "steps": done.steps,
-        "tokens": seen,
+        "tokens": done.tokens,
         "train_seconds": done.seconds,
         "compile_seconds": run.compile_seconds,
-        "tokens_per_second": seen / done.seconds,
+        "tokens_per_second": done.tokens / done.seconds,
         "train_loss": done.loss,
         "peak_memory_bytes": peak_memory_bytes(device),
         "world_size": 1,
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
         "hardware": hardware_name(device),
-        "attention": backend(device, dtype) if config.batches == "packed" else "sdpa",
+        "attention": attention,
         "record_eligible": resume is None,
     }
     artifacts.write_json(paths.metrics("train"), metrics)

@@ -1,60 +1,75 @@
 """One training run: model, data order, warm-up off the clock, training on it."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from pgolf.budget import Clock
-from pgolf.data.batches import Batch
 from pgolf.data.shuffled_rows import ShuffledRows
+from pgolf.data.streams import BatchStream, InTurn
 from pgolf.device import synchronize
 from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import GPT
 from pgolf.train.config import TrainConfig
-from pgolf.train.loop import Report, Snapshot, Trained, Trainer, train
-
-
-class BatchStream(Protocol):
-    """Micro-batches without end, in a fixed order."""
-
-    def __iter__(self) -> "BatchStream":
-        """Itself."""
-        ...
-
-    def __next__(self) -> Batch:
-        """The next micro-batch."""
-        ...
-
-    def skip(self, batches: int) -> None:
-        """Pass over micro-batches that an interrupted run has used."""
-        ...
+from pgolf.train.groups import split_parameters
+from pgolf.train.loop import Report, Snapshot, Trained, train
+from pgolf.train.schedule import micro_batches_before
+from pgolf.train.trainer import Trainer
 
 
 class Run(NamedTuple):
     """A finished run."""
 
     model: GPT
-    """Averaged weights, recurrence on."""
+    """Averaged weights, recurrence on, all in float32."""
     trained: Trained
     compile_seconds: float
     """Compilation and warm-up, outside the training clock."""
+    averages: dict[str, Tensor]
+    """The averages of `train.ema_candidates`, float32, as `decay/parameter`."""
 
 
-def open_batches(config: TrainConfig, shards: Sequence[Path]) -> BatchStream:
-    """The micro-batches of a run, in their fixed order."""
+def open_batches(config: TrainConfig, shards: Sequence[Path], rank: int = 0, world: int = 1) -> BatchStream:
+    """The micro-batches of one of `world` processes, in their fixed order.
+
+    `train.ranks` is the number of ranks whose order is followed: process r reads what ranks r, r + world, ... would.
+    """
+    ranks = range(rank, max(config.ranks, world), world)
+    streams = [_open_rank(config, shards, each, max(config.ranks, world)) for each in ranks]
+    return streams[0] if len(streams) == 1 else InTurn(streams)
+
+
+def _open_rank(config: TrainConfig, shards: Sequence[Path], rank: int, world: int) -> BatchStream:
     if config.batches == "packed":
         from pgolf.data.packed_documents import PackedDocuments
 
-        return PackedDocuments(shards, config.micro_tokens, config.seq_len)
-    return ShuffledRows(shards, config.micro_tokens // config.seq_len, config.seq_len)
+        return PackedDocuments(shards, config.micro_tokens, config.seq_len, rank, world)
+    rows = config.micro_tokens // config.seq_len
+    if config.batches == "sequential":
+        from pgolf.data.sequential_rows import SequentialRows
+
+        return SequentialRows(shards, rows, config.seq_len, rank, world)
+    if config.batches == "coprime":
+        from pgolf.data.coprime_rows import CoprimeRows
+
+        return CoprimeRows(shards, rows, config.seq_len, rank, world)
+    return ShuffledRows(shards, rows, config.seq_len, rank, world)
 
 
 def build_model(config: ModelConfig, vocab_size: int, seed: int, device: torch.device, dtype: torch.dtype) -> GPT:
     """A freshly initialised model; weights are drawn on the CPU, so that they do not depend on the device."""
     torch.manual_seed(seed)
     return GPT(config, vocab_size, dtype).to(device)
+
+
+def cast_embedding(model: GPT, dtype: torch.dtype) -> None:
+    """Keep the embedding in `dtype`: its gradient and AdamW's moments follow (PR 1530 to 1855: bfloat16)."""
+    for parameter in split_parameters(model)["embed"].values():
+        parameter.data = parameter.data.to(dtype)
 
 
 def run_training(
@@ -71,17 +86,44 @@ def run_training(
 ) -> Run:
     """Train from scratch or from `resume`; raises InputError when the data is too small for a batch."""
     model = build_model(model_config, vocab_size, config.seed, device, dtype)
-    batches = open_batches(config, shards)
-    model.prepare(config.seq_len if config.batches == "rows" else config.micro_tokens)
+    cast_embedding(model, torch.bfloat16 if config.embed_dtype == "bfloat16" else torch.float32)
+    model.prepare(config.micro_tokens if config.batches == "packed" else config.seq_len)
     trainer = Trainer(model, config)
     clock = Clock({"train": resume.seconds} if resume else None)
+
+    def reopen(skipped: int) -> BatchStream:
+        stream = open_batches(config, shards)
+        stream.skip(skipped)
+        return stream
+
+    def finish(taken: int) -> None:
+        if config.finish.enabled:
+            from pgolf.train.finishing import run_finish
+
+            run_finish(trainer, taken, reopen)
+
     with clock.phase("compile"):
         if device.type == "cuda":
             trainer.warm_up(open_batches(config, shards))
             synchronize(device)
-        if resume:
-            batches.skip(resume.step * config.micro_batches)
-    with clock.phase("train"):
-        trained = train(trainer, batches, lambda: clock.seconds("train"), resume=resume, report=report, save=save)
+        batches = reopen(micro_batches_before(config, resume.step) if resume else 0)
+    with clock.phase("train"), _ahead(batches, config, device) as stream:
+        trained = train(
+            trainer, stream, lambda: clock.seconds("train"), resume=resume, report=report, save=save, finish=finish
+        )
         synchronize(device)
-    return Run(model, trained._replace(seconds=clock.seconds("train")), clock.seconds("compile"))
+    cast_embedding(model, torch.float32)
+    trained = trained._replace(seconds=clock.seconds("train"))
+    return Run(model, trained, clock.seconds("compile"), trainer.candidate_averages())
+
+
+@contextlib.contextmanager
+def _ahead(batches: BatchStream, config: TrainConfig, device: torch.device) -> Iterator[BatchStream]:
+    """On CUDA, the same batches read ahead by a thread; it ends with the block."""
+    if device.type != "cuda" or not config.prefetch:
+        yield batches
+        return
+    from pgolf.data.prefetch import Prefetch
+
+    with contextlib.closing(Prefetch(batches, config.prefetch, pin=True)) as stream:
+        yield stream

@@ -1,8 +1,8 @@
 """The training trace: what a run did over time, kept on the device until it ends.
 
 step, seconds, lr, loss        one value per entry
-grad_norm [entries, L]         gradient norm per physical layer, before clipping
-skip_gate [entries, skips]     mean of sigmoid(skip_gates) per decoder position
+grad_norm [entries, L]         gradient norm per physical layer, before the global clip (after the local one)
+skip_gate [entries, skips]     mean of sigmoid(skip_gates) per decoder position, where the model has such gates
 q_gain    [entries, L]         mean query gain per layer
 """
 
@@ -17,16 +17,19 @@ class Trace:
 
     def __init__(self, model: GPT, earlier: dict[str, Tensor] | None = None) -> None:
         """`earlier` is the trace of an interrupted run, which this one continues."""
-        self.model = model
         self.rows: dict[str, list[Tensor]] = {
             name: list(values.cpu().unbind()) for name, values in (earlier or {}).items()
         }
         self.layers = [list(block.parameters()) for block in model.blocks]
+        named = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        self.skip_gates = named.get("skip_gates")
+        self.q_gains = [gain for name, gain in named.items() if name.endswith(".q_gain")]
 
     @torch.no_grad()
     def gradients(self) -> None:
         """Note the gradient norms; call between backward and clipping."""
-        norms = [torch.stack(torch._foreach_norm([p.grad for p in layer])).norm() for layer in self.layers]  # type: ignore[misc]
+        grads = [[p.grad for p in layer if p.grad is not None] for layer in self.layers]
+        norms = [torch.stack(torch._foreach_norm(layer)).norm() for layer in grads]
         self._add("grad_norm", torch.stack(norms))
 
     @torch.no_grad()
@@ -36,8 +39,9 @@ class Trace:
         self._add("seconds", torch.tensor(seconds))
         self._add("lr", torch.tensor(lr))
         self._add("loss", loss.detach().float())
-        self._add("skip_gate", torch.sigmoid(self.model.skip_gates).mean(1))
-        self._add("q_gain", torch.stack([block.attn.q_gain.mean() for block in self.model.blocks]))  # type: ignore
+        if self.skip_gates is not None:
+            self._add("skip_gate", torch.sigmoid(self.skip_gates).mean(1))
+        self._add("q_gain", torch.stack([gain.mean() for gain in self.q_gains]))
 
     def _add(self, name: str, value: Tensor) -> None:
         self.rows.setdefault(name, []).append(value.clone())

@@ -10,6 +10,7 @@ from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import GPT
 from pgolf.train.config import AdamConfig, MuonConfig, TrainConfig
 from pgolf.train.loop import Trainer, train
+from pgolf.train.schedule import settings
 from pgolf.train.trace import Trace
 
 VOCAB, LENGTH = 64, 16
@@ -44,6 +45,11 @@ def stream(rows=2, seed=0, start=0):
         n += 1
 
 
+def now(t, looped=True, **changes):
+    """What a step in the middle of the plateau runs with, recurrence on."""
+    return settings(t.config, 0, 0.0)._replace(runs=t.model.config.loop_runs if looped else 1, **changes)
+
+
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
@@ -73,7 +79,7 @@ def test_gradients_of_micro_batches_average_to_those_of_the_whole_batch():
     batches = stream()
     a, b = next(batches), next(batches)
     joined = Batch(torch.cat([a.inputs, b.inputs]), torch.cat([a.targets, b.targets]), None)
-    loss_whole, loss_parts = whole.backward(iter([joined])), parts.backward(iter([a, b]))
+    loss_whole, loss_parts = whole.backward(iter([joined]), now(whole)), parts.backward(iter([a, b]), now(parts))
     torch.testing.assert_close(loss_whole, loss_parts)
     for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)
@@ -87,7 +93,7 @@ def test_packed_rows_reach_the_attention():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.3)
     ids, targets = torch.randint(VOCAB, (2, 1, LENGTH))
     cut = torch.tensor([0, 5, LENGTH] + [LENGTH] * 61, dtype=torch.int32)
-    packed = t.backward(iter([Batch(ids, targets, cut)])).item()
+    packed = t.backward(iter([Batch(ids, targets, cut)]), now(t)).item()
     with torch.no_grad():
         parts = [t.model.losses(ids[:, a:b], targets[:, a:b]) for a, b in ((0, 5), (5, LENGTH))]
         dense = t.model.losses(ids, targets).mean().item()
@@ -97,13 +103,13 @@ def test_packed_rows_reach_the_attention():
 
 def test_both_optimizers_see_the_clipped_gradient():
     t = trainer(with_(grad_clip=0.25, batch_tokens=2 * LENGTH))
-    t.backward(stream())
+    t.backward(stream(), now(t))
     for parameter in t.model.parameters():
         parameter.grad.mul_(1000)
     raw = {name: parameter.grad.clone() for name, parameter in t.model.named_parameters()}
     norm = math.sqrt(sum(grad.double().square().sum().item() for grad in raw.values()))
     assert norm > 1
-    t.update(0, 1.0)
+    t.update(now(t))
     state = t.state()
     for name in t.adam_names:
         torch.testing.assert_close(
@@ -116,9 +122,9 @@ def test_both_optimizers_see_the_clipped_gradient():
 
 def test_a_small_gradient_is_not_scaled_up():
     t = trainer(with_(grad_clip=1e6))
-    t.backward(stream())
+    t.backward(stream(), now(t))
     grad = t.model.tok_emb.weight.grad.clone()
-    t.update(0, 1.0)
+    t.update(now(t))
     torch.testing.assert_close(t.state()["adam.tok_emb.weight.exp_avg"], 0.1 * grad)
 
 
@@ -126,10 +132,10 @@ def test_adamw_groups_step_at_their_scheduled_rates():
     """First AdamW step: p (1 - lr wd) - lr g / (|g| + eps), with decay on gains and gates too."""
     config = with_(embed=AdamConfig(lr=0.4, weight_decay=0.5), scalar=AdamConfig(lr=0.1, weight_decay=0.3))
     t = trainer(config)
-    t.backward(stream())
+    t.backward(stream(), now(t))
     torch.nn.utils.clip_grad_norm_(t.model.parameters(), config.grad_clip)
     before = {name: (p.detach().clone(), p.grad.clone()) for name, p in t.model.named_parameters()}
-    t.update(0, 0.25)
+    t.update(now(t, multiplier=0.25))
     for name, parameter in t.model.named_parameters():
         if name in t.adam_names:
             group = config.embed if name == "tok_emb.weight" else config.scalar
@@ -143,15 +149,15 @@ def test_adamw_groups_step_at_their_scheduled_rates():
 def test_multiplier_zero_freezes_the_weights():
     t = trainer()
     before = {name: value.clone() for name, value in t.model.state_dict().items()}
-    t.backward(stream())
-    t.update(0, 0.0)
+    t.backward(stream(), now(t))
+    t.update(now(t, multiplier=0.0))
     assert same(t.model.state_dict(), before)
 
 
 def test_momentum_follows_the_steps(monkeypatch):
     t = trainer(with_(muon=MuonConfig(momentum_start=0.5, momentum=0.9, momentum_warmup=4, lr=0.3)))
     seen, step = [], t.muon.step
-    monkeypatch.setattr(t.muon, "step", lambda lr, momentum: (seen.append((lr, momentum)), step(lr, momentum)))
+    monkeypatch.setattr(t.muon, "step", lambda lr, mu, decay: (seen.append((lr, mu)), step(lr, mu, decay)))
     train(t, stream(), lambda: 0.0)
     lrs, momenta = zip(*seen, strict=True)
     assert momenta == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9, 0.9])
@@ -242,14 +248,13 @@ def test_trace_has_the_documented_series():
 
 def test_trace_takes_the_gradient_norm_of_each_layer_before_clipping():
     t = trainer(with_(grad_clip=1e-3))
-    t.backward(stream())
+    t.backward(stream(), now(t))
     expected = [math.sqrt(sum(p.grad.square().sum().item() for p in block.parameters())) for block in t.model.blocks]
     again = trainer(with_(grad_clip=1e-3))
     trace = train(again, stream(), lambda: 0.0).trace
     assert max(expected) > 1e-3
     looped_off = trainer(with_(grad_clip=1e-3))
-    looped_off.model.looped = False
-    looped_off.backward(stream())
+    looped_off.backward(stream(), now(looped_off, looped=False))
     plain = [math.sqrt(sum(p.grad.square().sum().item() for p in b.parameters())) for b in looped_off.model.blocks]
     assert trace["grad_norm"][0].tolist() == pytest.approx(plain, rel=1e-4)
 

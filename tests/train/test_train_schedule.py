@@ -33,7 +33,7 @@ def test_progress_by_the_clock_less_the_reserve():
 def test_multiplier_at_points_worked_out_by_hand(warmdown, floor, points):
     config = TrainConfig(warmdown=warmdown, lr_floor=floor)
     for f, expected in points.items():
-        assert lr_multiplier(config, f) == pytest.approx(expected, abs=1e-12), f
+        assert lr_multiplier(config, f, 0) == pytest.approx(expected, abs=1e-12), f
 
 
 UNIT = st.floats(0, 1)
@@ -42,7 +42,7 @@ UNIT = st.floats(0, 1)
 @given(warmdown=UNIT, floor=UNIT, a=UNIT, b=UNIT)
 def test_multiplier_never_rises_and_stays_between_floor_and_one(warmdown, floor, a, b):
     config = TrainConfig(warmdown=warmdown, lr_floor=floor)
-    early, late = (lr_multiplier(config, f) for f in sorted((a, b)))
+    early, late = (lr_multiplier(config, f, 0) for f in sorted((a, b)))
     assert floor <= late <= early + 1e-9
     assert early <= 1 + 1e-9
 

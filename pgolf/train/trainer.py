@@ -1,0 +1,218 @@
+"""Model, optimizers and averages, advanced one step at a time; `pgolf.train.loop` decides when and with what."""
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pgolf.data.batches import BUCKET, Batch, cut_rows
+from pgolf.errors import InputError
+from pgolf.model.attention import Segments
+from pgolf.model.gpt import GPT
+from pgolf.train.averaging import EMA
+from pgolf.train.compiled import compile_model, plain_model
+from pgolf.train.config import TrainConfig
+from pgolf.train.gradients import LocalClip, selective_mean
+from pgolf.train.groups import layer_of, split_parameters
+from pgolf.train.muon import Muon
+from pgolf.train.schedule import ALL_RUNS, Settings, settings
+
+if TYPE_CHECKING:
+    from pgolf.train.snapshots import LastMean, RunningMean
+
+
+class Trainer:
+    """One rank's training state."""
+
+    def __init__(self, model: GPT, config: TrainConfig) -> None:
+        self.model, self.config = model.begin_training(), config
+        self.device = model.tok_emb.weight.device
+        groups = split_parameters(model, config.muon.also)
+        cuda = self.device.type == "cuda"
+        self.muon = Muon(groups["muon"], config.muon, torch.bfloat16 if cuda else torch.float32, config.late)
+        named = adam_groups(groups, config)
+        self.adam = torch.optim.AdamW(
+            [group | {"params": list(group["params"].values())} for group in named],
+            betas=(config.beta1, config.beta2),
+            eps=1e-8,
+            fused=True,
+        )
+        self.adam_names = [name for group in named for name in group["params"]]
+        self.average = EMA(model, config.ema)
+        self.candidates = {str(decay): EMA(model, decay) for decay in config.ema_candidates}
+        self.snapshots = self._snapshots()
+        if cuda and config.compile:
+            compile_model(model, mode=config.compile_mode)
+
+    def backward(self, batches: Iterator[Batch], now: Settings) -> Tensor:
+        """Average the gradients of one step's micro-batches; returns the mean loss of all tokens, nats per token."""
+        self.model.runs = min(now.runs, self.model.config.loop_runs)
+        total = torch.zeros((), device=self.device)
+        parts = None
+        if self.config.clip == "local":
+            parts = LocalClip(list(self.model.parameters()), self.config.grad_clip / now.micro_batches)
+        with self._rounded(now.quantized):
+            for _ in range(now.micro_batches):
+                batch = cut_rows(next(batches), now.seq_len)
+                ids, targets, cu_seqlens = (None if t is None else t.to(self.device, non_blocking=True) for t in batch)
+                segments = None
+                if cu_seqlens is not None:
+                    torch._dynamo.maybe_mark_dynamic(cu_seqlens, 0)  # one graph for any number of documents
+                    segments = Segments(cu_seqlens, self.config.seq_len)
+                assert ids is not None
+                assert targets is not None
+                losses = self.model.losses(ids, targets, segments)
+                loss = selective_mean(losses, self.config.token_fraction) / now.micro_batches
+                loss.backward()  # type: ignore[no-untyped-call]
+                if parts is not None:
+                    parts.add()
+                total += losses.detach().mean() / now.micro_batches
+        if parts is not None:
+            parts.finish()
+        return total
+
+    def update(self, now: Settings) -> None:
+        """Clip, step both optimizers at the scheduled rates, clear the gradients, average."""
+        if self.config.clip == "global":
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        for group in self.adam.param_groups:
+            group["lr"] = group["base_lr"] * now.multiplier
+        self.adam.step()
+        self.muon.step(self.config.muon.lr * now.multiplier, now.momentum, now.decay)
+        self.adam.zero_grad()
+        self.model.zero_grad()
+        for average in (self.average, *self.candidates.values()):
+            average.update()
+
+    def snapshot(self, step: int, now: Settings) -> None:
+        """Take a snapshot where `train.snapshots` wants one; `step` counts the finished steps."""
+        if self.snapshots is None or step % self.config.snapshots.every:
+            return
+        if self.config.average == "lawa" or now.multiplier < self.config.snapshots.below:
+            self.snapshots.take()
+
+    def finish(self, batches: Iterator[Batch]) -> None:
+        """Leave training mode with the average in the model: the configured one, or the best on further data."""
+        self.model.end_training()
+        final = self.final_average()
+        if self.config.choose_batches:
+            from pgolf.train.choose import choose
+
+            choices = {"": final} | {name: ema.average for name, ema in self.candidates.items()}
+            final = choices[choose(self, choices, list(itertools.islice(batches, self.config.choose_batches)))]
+        self.put(final)
+        plain_model(self.model)
+
+    def candidate_averages(self) -> dict[str, Tensor]:
+        """Every average of `train.ema_candidates` as `decay/parameter`."""
+        shipped = dict(self.model.named_parameters())
+        named = {decay: ema.state() for decay, ema in self.candidates.items()}
+        return {f"{decay}/{name}": state[name] for decay, state in named.items() for name in shipped}
+
+    def final_average(self) -> list[Tensor]:
+        """What `train.average` names; where it has no snapshots to average, what they would have been taken of."""
+        kind, taken = self.config.average, 0 if self.snapshots is None else int(self.snapshots.count)
+        if self.snapshots is not None and taken > (kind == "tight_swa"):
+            return self.snapshots.average
+        return self.average.average if kind in ("ema", "tight_swa") else self.average.live
+
+    @torch.no_grad()
+    def put(self, weights: list[Tensor]) -> None:
+        """Replace the model's weights, each in its own type."""
+        torch._foreach_copy_(self.average.live, weights)
+
+    def warm_up(self, batches: Iterator[Batch]) -> None:
+        """Run every graph once, off the clock, and throw the gradients away: weights and optimizers stay untouched."""
+        batch = next(batches)
+        lengths = {settings(self.config, 0, f).seq_len for f in _through(self.config.curriculum.seq_ramp)}
+        for runs in range(1, self.model.config.loop_runs + 1) if self.config.loop_further_at else (1, ALL_RUNS):
+            now = settings(self.config, 0, 0.0)._replace(micro_batches=1, runs=runs, quantized=False)
+            for length, variant in itertools.product(sorted(lengths), _lengths(batch)):
+                self.backward(itertools.repeat(variant), now._replace(seq_len=length))
+        self.model.zero_grad()
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights, averages and optimizer moments by name."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for prefix, held in self._held().items():
+            tensors |= {f"{prefix}.{name}": tensor for name, tensor in held.items()}
+        for index, moments in self.adam.state_dict()["state"].items():
+            tensors |= {f"adam.{self.adam_names[index]}.{key}": value for key, value in moments.items()}
+        return tensors
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `state`, in place."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+        self.model.load_state_dict(part("model."))
+        for prefix, held in self._held().items():
+            saved = part(f"{prefix}.")
+            if set(held) != set(saved):
+                raise InputError("the saved state is of another program version: delete scratch/ to start over")
+            for name, tensor in saved.items():
+                held[name].copy_(tensor)
+        state = {index: part(f"adam.{name}.") for index, name in enumerate(self.adam_names)}
+        self.adam.load_state_dict({"state": state, "param_groups": self.adam.state_dict()["param_groups"]})
+
+    def _held(self) -> dict[str, dict[str, Tensor]]:
+        """Everything but weights and AdamW's moments, by prefix of its names in a saved state."""
+        held = {"ema": self.average.state(), "muon": self.muon.state()}
+        held |= {f"ema@{decay}": ema.state() for decay, ema in self.candidates.items()}
+        return held if self.snapshots is None else held | {"snapshots": self.snapshots.state()}
+
+    def _snapshots(self) -> "RunningMean | LastMean | None":
+        kind, live = self.config.average, self.average
+        if kind in ("ema", "live"):
+            return None
+        from pgolf.train.snapshots import LastMean, RunningMean
+
+        if kind == "lawa":
+            return LastMean(live.live, live.names, self.config.snapshots.last)
+        return RunningMean(live.average if kind == "tight_swa" else live.live, live.names)
+
+    def _rounded(self, on: bool) -> contextlib.AbstractContextManager[None]:
+        if not on:
+            return contextlib.nullcontext()
+        from pgolf.train.qat import fake_quantized
+
+        inside = set(map(id, self.model.blocks.parameters()))
+        stacks = [stack for stack in self.muon.stacks.values() if id(stack[0]) in inside]
+        return fake_quantized(stacks, self.config.qat)
+
+
+def adam_groups(groups: Mapping[str, Mapping[str, nn.Parameter]], config: TrainConfig) -> list[dict[str, Any]]:
+    """AdamW's parameter groups: `params` by name, `base_lr`, `weight_decay`; late layers apart where they differ."""
+
+    def late(name: str) -> bool:
+        layer = layer_of(name)
+        return config.late.layer is not None and layer is not None and layer >= config.late.layer
+
+    found = []
+    for name, group, factor in (("embed", config.embed, 1.0), ("scalar", config.scalar, config.late.scalar)):
+        for is_late in (False, True):
+            params = {key: parameter for key, parameter in groups[name].items() if late(key) == is_late}
+            lr = group.lr * (factor if is_late else 1.0)
+            if params:
+                found.append({"params": params, "lr": lr, "base_lr": lr, "weight_decay": group.weight_decay})
+    return found
+
+
+def _through(ramp: float) -> tuple[float, ...]:
+    """A progress in every phase of the sequence-length ramp, and one after it."""
+    return (0.0, 0.5 * ramp, 0.9 * ramp, 1.0)
+
+
+def _lengths(batch: Batch) -> Iterator[Batch]:
+    """The batch with as many document boundaries as training will meet: 64, 128, 192 and 256 (PR 1855)."""
+    if batch.cu_seqlens is None:
+        yield batch
+        return
+    total = batch.inputs.size(1)
+    for entries in range(BUCKET, 4 * BUCKET + 1, BUCKET):
+        step = -(-total // (entries - 1))
+        yield batch._replace(cu_seqlens=torch.arange(entries).mul(step).clamp_max(total).int())

@@ -1,0 +1,119 @@
+"""Clipping by parts, and the loss on a part of the tokens, against one gradient at a time."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from pgolf.data.batches import Batch
+from pgolf.model.config import ModelConfig
+from pgolf.model.gpt import GPT
+from pgolf.train.config import TrainConfig
+from pgolf.train.gradients import LocalClip, selective_mean
+from pgolf.train.schedule import settings
+from pgolf.train.trainer import Trainer
+
+VOCAB, LENGTH = 32, 8
+MODEL = ModelConfig(
+    layers=2, dim=16, heads=2, kv_heads=1, rope_dims=4, mlp_mult=1.0, loop_start=0, loop_end=0, loop_runs=2,
+    parallel_from=1, xsa_layers=1,
+)  # fmt: skip
+CONFIG = TrainConfig(steps=4, seconds=None, seq_len=LENGTH, micro_tokens=2 * LENGTH, batch_tokens=6 * LENGTH)
+
+
+def trainer(**changes):
+    torch.manual_seed(0)
+    model = GPT(MODEL, VOCAB)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    model.prepare(LENGTH)
+    return Trainer(model, dataclasses.replace(CONFIG, **changes))
+
+
+def batches(count=3):
+    generator = torch.Generator().manual_seed(1)
+    windows = [torch.randint(VOCAB, (2, LENGTH + 1), generator=generator) for _ in range(count)]
+    return [Batch(w[:, :-1].contiguous(), w[:, 1:].contiguous(), None) for w in windows]
+
+
+def gradients(model, batch):
+    loss = model.losses(batch.inputs, batch.targets).mean()
+    return torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+
+
+def norm(grads):
+    return sum(g.double().square().sum().item() for g in grads) ** 0.5
+
+
+def test_local_clipping_is_the_mean_of_clipped_gradients():
+    t, limit = trainer(clip="local", grad_clip=0.5), 0.5
+    now = settings(t.config, 0, 0.5)
+    t.model.runs = min(now.runs, MODEL.loop_runs)
+    parts = [gradients(t.model, batch) for batch in batches()]
+    assert all(norm(part) > limit for part in parts)
+    clipped = [[g * limit / norm(part) for g in part] for part in parts]
+    expected = [sum(grads) / 3 for grads in zip(*clipped, strict=True)]
+    loss = t.backward(iter(batches()), now)
+    for parameter, wanted in zip(t.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, wanted.float(), rtol=1e-4, atol=1e-6)
+    mean = torch.stack([t.model.losses(b.inputs, b.targets).mean() for b in batches()]).mean()
+    torch.testing.assert_close(loss, mean.detach())
+
+
+def test_local_and_global_agree_on_one_part_and_differ_on_several():
+    for count, same in ((1, True), (3, False)):
+        results = []
+        for clip in ("local", "global"):
+            t = trainer(clip=clip, grad_clip=0.5, batch_tokens=2 * count * LENGTH)
+            now = settings(t.config, 0, 0.5)
+            t.backward(iter(batches(count)), now)
+            if clip == "global":
+                torch.nn.utils.clip_grad_norm_(t.model.parameters(), 0.5)
+            results.append(torch.cat([p.grad.flatten() for p in t.model.parameters()]))
+        assert torch.allclose(*results, rtol=1e-4, atol=1e-7) == same
+
+
+def test_an_update_with_local_clipping_does_not_clip_again():
+    t = trainer(clip="local", grad_clip=1e-3, batch_tokens=2 * LENGTH)
+    now = settings(t.config, 0, 0.5)
+    t.backward(iter(batches()), now)
+    for parameter in t.model.parameters():
+        parameter.grad.mul_(1e6)
+    grad = t.model.tok_emb.weight.grad.clone()
+    t.update(now)
+    torch.testing.assert_close(t.state()["adam.tok_emb.weight.exp_avg"], 0.1 * grad)
+
+
+def test_a_parameter_without_gradient_gets_none():
+    used, unused = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    clip = LocalClip([used, unused], 1.0)
+    for _ in range(2):
+        (3 * used).sum().backward()
+        clip.add()
+        assert used.grad is None
+    clip.finish()
+    torch.testing.assert_close(used.grad, torch.full((2,), 2 / 2**0.5))
+    assert unused.grad is None
+
+
+@pytest.mark.parametrize(("fraction", "kept"), [(1.0, 10), (0.5, 5), (0.41, 5), (0.01, 1)])
+def test_selected_tokens_are_those_with_the_largest_loss(fraction, kept):
+    torch.manual_seed(0)
+    losses = torch.rand(2, 5, requires_grad=True)
+    mean = selective_mean(losses, fraction)
+    mean.backward()
+    largest = sorted(losses.flatten().tolist(), reverse=True)[:kept]
+    assert mean.item() == pytest.approx(sum(largest) / kept)
+    assert sorted(losses.detach()[losses.grad > 0].tolist(), reverse=True) == pytest.approx(largest)
+    torch.testing.assert_close(losses.grad[losses.grad > 0], torch.full((kept,), 1 / kept))
+
+
+def test_selection_changes_the_gradient_and_not_the_reported_loss():
+    results = []
+    for fraction in (1.0, 0.3):
+        t = trainer(token_fraction=fraction)
+        loss = t.backward(iter(batches()), settings(t.config, 0, 0.0))
+        results.append((loss, t.model.tok_emb.weight.grad.clone()))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    assert not torch.allclose(results[0][1], results[1][1])
