@@ -8,21 +8,42 @@ Softmax scale 1/sqrt(D); query head h reads KV head h // (heads / kv_heads).
 
 import contextlib
 import inspect
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from pgolf.model import flash4, sdpa
 
 varlen_attn: Callable[..., Any] | None = None
 if torch.cuda.is_available():  # without a GPU it is of no use, and importing it pulls in the whole compiler: 8 seconds
     with contextlib.suppress(ImportError):  # torch before 2.10
         from torch.nn.attention.varlen import varlen_attn
 
+
+def _flash_libraries() -> dict[str, Any]:
+    """FlashAttention 3 and 2; both are seen by torch.compile as they are."""
+    found = {}
+    if torch.cuda.is_available():
+        with contextlib.suppress(ImportError):
+            import flash_attn_interface
+
+            found["fa3"] = flash_attn_interface
+        with contextlib.suppress(ImportError):
+            import flash_attn
+
+            if hasattr(flash_attn, "flash_attn_varlen_func"):  # FlashAttention-4 alone makes such a folder too
+                found["fa2"] = flash_attn
+    return found
+
+
+flash_libraries = _flash_libraries()
+
 VARLEN_OPTIONS = frozenset(inspect.signature(varlen_attn).parameters) if varlen_attn is not None else frozenset()
 """torch 2.11 says `is_causal` and has no grouped heads; from 2.12 a window of (-1, 0) is causal."""
+
+_forced: str | None = None
 
 
 class Segments(NamedTuple):
@@ -34,11 +55,39 @@ class Segments(NamedTuple):
     """Upper bound of a segment's length in tokens."""
 
 
-def backend(device: torch.device, dtype: torch.dtype) -> str:
-    """Kernel for packed rows: `varlen` (torch's variable-length FlashAttention) or `sdpa` (a call per segment)."""
-    if device.type != "cuda" or varlen_attn is None or dtype not in (torch.bfloat16, torch.float16):
-        return "sdpa"
-    return "varlen" if torch.cuda.get_device_capability(device)[0] >= 8 else "sdpa"
+def present(device: torch.device, dtype: torch.dtype, head_dim: int, packed: bool = True) -> list[str]:
+    """The back ends that can run, best first.
+
+    `fa4`, `fa3`, `fa2`: FlashAttention where installed. `varlen`: torch's variable-length attention, for packed rows.
+    `sdpa`: scaled_dot_product_attention, which always can.
+    """
+    if head_dim % 8 or head_dim > 256 or not sdpa.has_flash(device, dtype):
+        return ["sdpa"]
+    generation = torch.cuda.get_device_capability(device)[0]
+    able = {
+        "fa4": flash4.kernels is not None and (generation == 9 or (generation == 10 and head_dim <= 128)),
+        "fa3": "fa3" in flash_libraries and generation == 9,
+        "fa2": "fa2" in flash_libraries,
+        "varlen": varlen_attn is not None and packed,
+        "sdpa": True,
+    }
+    return [name for name, can in able.items() if can]
+
+
+def backend(device: torch.device, dtype: torch.dtype, head_dim: int = 64, packed: bool = True) -> str:
+    """The back end that `attend` takes."""
+    return present(device, dtype, head_dim, packed)[0] if _forced is None else _forced
+
+
+@contextlib.contextmanager
+def using(name: str) -> Iterator[None]:
+    """Force a back end that is present, for tests and measurements."""
+    global _forced
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None) -> Tensor:
@@ -50,18 +99,30 @@ def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None) ->
     Returns:
         [B, T, H, D] in the dtype of q.
     """
-    if segments is None:
-        return _dense(q, k, v)
-    if backend(q.device, q.dtype) == "varlen":
+    name = backend(q.device, q.dtype, q.size(-1), segments is not None)
+    return _dense(name, q, k, v) if segments is None else _packed(name, q, k, v, segments)
+
+
+def _dense(name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if name == "fa4":
+        return flash4.attend(q, k, v)
+    if name in ("fa3", "fa2"):
+        return _output(flash_libraries[name].flash_attn_func(q, k, v, causal=True))
+    return sdpa.dense(q, k, v)
+
+
+def _packed(name: str, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+    cu, longest = segments
+    if name == "fa4":
+        return flash4.attend(q[0], k[0], v[0], cu, longest)[None]
+    if name in ("fa3", "fa2"):
+        kernel = flash_libraries[name].flash_attn_varlen_func
+        return _output(kernel(q[0], k[0], v[0], cu, cu, longest, longest, causal=True))[None]
+    if name == "varlen":
         return _varlen(q, k, v, segments)
-    return _per_segment(q, k, v, segments)
-
-
-def _dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    y = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=q.size(2) != k.size(2)
-    )
-    return y.transpose(1, 2)
+    if q.device.type == "cuda":
+        return sdpa.blocked(q, k, v, cu, longest)
+    return sdpa.per_segment(q, k, v, cu)
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
@@ -73,12 +134,10 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
         k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
     cu, longest = segments
     assert varlen_attn is not None
-    y = varlen_attn(q[0], k[0], v[0], cu, cu, longest, longest, **options)
-    assert isinstance(y, Tensor)
-    return y[None]
+    return _output(varlen_attn(q[0], k[0], v[0], cu, cu, longest, longest, **options))[None]
 
 
-def _per_segment(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
-    bounds = segments.cu_seqlens.tolist()
-    spans = [(a, b) for a, b in itertools.pairwise(bounds) if b > a]
-    return torch.cat([_dense(q[:, a:b], k[:, a:b], v[:, a:b]) for a, b in spans], dim=1)
+def _output(result: Any) -> Tensor:
+    """Some versions of FlashAttention 3 return the log-sum-exp as well."""
+    y: Tensor = result[0] if isinstance(result, tuple) else result
+    return y

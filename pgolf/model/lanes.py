@@ -5,12 +5,24 @@
     lane1' = rho_1 lane1 + P_01 A + P_11 M
 
 P[source, destination] and rho are learned per physical layer; both lanes are updated from the old ones. They start
-equal where the split is, skips go into lane 0 only, and their mean is the final state.
+equal where the split is, skips go into lane 0 only, and their mean is the final state. Other forms of two lanes:
+`pgolf.model.lanes_sequential`, `pgolf.model.lanes_merge`.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pgolf.model.config import ModelConfig
+from pgolf.model.context import Context
+from pgolf.model.norm import rms_norm
+
+if TYPE_CHECKING:
+    from pgolf.model.blocks import Block
 
 
 class Lanes(NamedTuple):
@@ -19,14 +31,67 @@ class Lanes(NamedTuple):
     attention: Tensor
     mlp: Tensor
 
-    def mean(self) -> Tensor:
-        """The state after the last layer."""
-        return (self.attention + self.mlp) * 0.5
+
+def split(x: Tensor) -> Lanes:
+    """Both lanes start as the stream [B, T, d]."""
+    return Lanes(x, x)
 
 
-def route(lanes: Lanes, a: Tensor, m: Tensor, post: Tensor, carry: Tensor) -> Lanes:
-    """The new lanes from the sublayer outputs a, m [B, T, d]; post [2, 2] is P, carry [2] is rho."""
-    post, carry = post.to(a.dtype), carry.to(a.dtype)
+class LaneForm(NamedTuple):
+    """A two-lane decoder as functions; parameters lie on the model, under their published names."""
+
+    parameters: Callable[[ModelConfig], dict[str, Tensor]]
+    """Initial values."""
+    step: Callable[[Block, Lanes, tuple[Tensor, ...], Context], Lanes]
+    """One layer; the tensors are this layer's rows of the routing parameters."""
+    skip: Callable[[Lanes, bool, Callable[[Tensor], Tensor]], Lanes]
+    """A skip enters the lanes; the flag says whether they have just been split, the function joins it to one."""
+    end: Callable[[nn.Module, Lanes], Tensor]
+    """The final state [B, T, d] from the model's parameters and the lanes."""
+    split: Callable[[Tensor], Lanes] = split
+    """The lanes where the decoder splits."""
+
+
+def routing(config: ModelConfig) -> dict[str, Tensor]:
+    """P [L, 2, 2] and rho [L, 2]; the rows of layers before the split are never used."""
+    return {
+        "parallel_post_lambdas": torch.ones(config.layers, 2, 2),
+        "parallel_resid_lambdas": torch.full((config.layers, 2), config.lane_init),
+    }
+
+
+def step(block: Block, lanes: Lanes, rows: tuple[Tensor, ...], context: Context) -> Lanes:
+    """Both sublayers from the old lanes; rows are P [2, 2] and rho [2]."""
+    x = block.mix(lanes.attention, context.x0)
+    a = block.attend(x, rms_norm(x) * context.scale, context) * block.attn_scale.to(x.dtype)
+    m = block.feed(rms_norm(lanes.mlp) * context.scale) * block.mlp_scale.to(x.dtype)
+    post, carry = (row.to(x.dtype) for row in rows)
     first = carry[0] * lanes.attention + post[0, 0] * a + post[1, 0] * m
     second = carry[1] * lanes.mlp + post[0, 1] * a + post[1, 1] * m
     return Lanes(first, second)
+
+
+def skip(lanes: Lanes, entering: bool, join: Callable[[Tensor], Tensor]) -> Lanes:
+    """Into lane 0 only."""
+    return Lanes(join(lanes.attention), lanes.mlp)
+
+
+def mean(model: nn.Module, lanes: Lanes) -> Tensor:
+    """(lane0 + lane1) / 2."""
+    return (lanes.attention + lanes.mlp) * 0.5
+
+
+FORM = LaneForm(routing, step, skip, mean)
+
+
+def lane_form(config: ModelConfig) -> LaneForm:
+    """The form that `model.parallel` names."""
+    if config.parallel == "lanes_sequential":
+        from pgolf.model.lanes_sequential import FORM as SEQUENTIAL
+
+        return SEQUENTIAL
+    if config.parallel == "merge":
+        from pgolf.model.lanes_merge import FORM as MERGE
+
+        return MERGE
+    return FORM

@@ -1,12 +1,15 @@
-"""Kernels on a CUDA device against float32 on the CPU or per-segment attention: `pytest -m gpu`."""
+"""Every attention back end present on a CUDA device against float64: `pytest -m gpu`."""
 
+import itertools
 import math
+import random
+import secrets
 
 import pytest
 import torch
 
-from pgolf.model import attention
-from pgolf.model.attention import Segments, attend, backend
+from pgolf.model import attention, flash4, sdpa
+from pgolf.model.attention import Segments, attend, backend, present, using
 from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import GPT
 
@@ -14,101 +17,199 @@ pytestmark = pytest.mark.gpu
 
 BOUNDS = [0, 1, 18, 146, 146, 700, 1212]  # a single token, a repeated start, lengths off the kernels' tiles
 LONGEST = 554
+BACKENDS = ["fa4", "fa3", "fa2", "varlen", "sdpa"]
 
 
 @pytest.fixture
 def device():
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+    seed = secrets.randbits(31)
+    print(f"seed {seed}")  # shown when the test fails
+    torch.manual_seed(seed)
+    random.seed(seed)
     return torch.device("cuda")
 
 
-def segments(device, bounds=BOUNDS):
-    padded = bounds + [bounds[-1]] * (64 - len(bounds))
-    return Segments(torch.tensor(padded, dtype=torch.int32, device=device), LONGEST)
+@pytest.fixture(params=BACKENDS)
+def name(request, device):
+    if request.param not in present(device, torch.bfloat16, 64):
+        pytest.skip(f"{request.param} is not here")
+    return request.param
 
 
-def reference(q, k, v, upstream, bounds):
-    """float32 on the CPU with explicit masks: output and gradients."""
-    q, k, v = (tensor.detach().float().cpu().requires_grad_() for tensor in (q, k, v))
-    length, group = q.size(1), q.size(2) // k.size(2)
-    document = torch.zeros(length, dtype=torch.long)
-    for start in bounds[1:-1]:
-        document[start:] += 1
-    allowed = (document[:, None] == document) & torch.ones(length, length, dtype=torch.bool).tril()
-    heads = []
-    for h in range(q.size(2)):
-        scores = q[0, :, h] @ k[0, :, h // group].T / math.sqrt(q.size(3))
-        heads.append(scores.masked_fill(~allowed, -math.inf).softmax(-1) @ v[0, :, h // group])
-    y = torch.stack(heads, 1)[None]
-    y.backward(upstream.float().cpu())
-    return y, q.grad, k.grad, v.grad
+def forced(name, device, head_dim=64, packed=True):
+    if name not in present(device, torch.bfloat16, head_dim, packed):
+        pytest.skip(f"{name} cannot do this here")
+    return using(name)
 
 
-def errors(function, inputs, upstream, expected):
-    """Largest and root mean square error of output and gradients, relative to the root mean square expected."""
-    q, k, v = (tensor.detach().clone().requires_grad_() for tensor in inputs)
-    y = function(q, k, v)
-    assert y.dtype == q.dtype
-    y.backward(upstream)
-    found = []
-    for got, want in zip((y, q.grad, k.grad, v.grad), expected, strict=True):
-        scale = want.detach().square().mean().sqrt()
-        difference = (got.detach().float().cpu() - want.detach()) / scale
-        found.append((difference.abs().max().item(), difference.square().mean().sqrt().item()))
-    return found
+def segments(device, bounds=BOUNDS, longest=LONGEST):
+    padded = bounds + [bounds[-1]] * (-len(bounds) % 64)
+    return Segments(torch.tensor(padded, dtype=torch.int32, device=device), longest)
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 4), (4, 4), (6, 1)])
-def test_varlen_is_as_close_to_float32_as_a_call_per_segment(device, heads, kv_heads):
-    assert backend(device, torch.bfloat16) == "varlen"
-    torch.manual_seed(0)
-    length = BOUNDS[-1]
-    inputs = [torch.randn(1, length, n, 64, device=device).bfloat16() for n in (heads, kv_heads, kv_heads)]
-    upstream = torch.randn(1, length, heads, 64, device=device).bfloat16()
-    expected = reference(*inputs, upstream, BOUNDS)
+def random_inputs(device, length, heads=8, kv_heads=4, size=64, rows=1, dtype=torch.bfloat16):
+    q, k, v, dy = (
+        torch.randn(rows, length, n, size, device=device).to(dtype) for n in (heads, kv_heads, kv_heads, heads)
+    )
+    return (q, k, v), dy
+
+
+def one_document(q, k, v, dy):
+    """Output and gradients of causal attention by explicit scores in float64; q [L, H, D]."""
+    q, k, v = (tensor.double().requires_grad_() for tensor in (q, k, v))
+    length, heads, size = q.shape
+    kv_head = torch.arange(heads, device=q.device) // (heads // k.size(1))
+    scores = torch.einsum("ihd,jhd->hij", q, k[:, kv_head]) / math.sqrt(size)
+    future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+    y = torch.einsum("hij,jhd->ihd", scores.masked_fill(future, -math.inf).softmax(-1), v[:, kv_head])
+    return y.detach(), *torch.autograd.grad(y, (q, k, v), dy.double())
+
+
+def reference(inputs, dy, bounds):
+    """Documents of the first row one at a time: y, dq, dk, dv, each [1, T, heads, D] in float64."""
+    rows = [tensor[0] for tensor in (*inputs, dy)]
+    parts = [one_document(*(row[a:b] for row in rows)) for a, b in itertools.pairwise(bounds) if b > a]
+    return [torch.cat(found)[None] for found in zip(*parts, strict=True)]
+
+
+def results(function, inputs, dy):
+    """Output and gradients of q, k and v, without the seam's help."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    y = function(*leaves)
+    assert y.dtype == inputs[0].dtype
+    assert y.shape == inputs[0].shape
+    return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
+
+
+def check(function, inputs, dy, expected, plain):
+    """As close to float64 as bfloat16 allows, and no worse than the plain computation in the same dtype."""
+    for what, got, other, want in zip(
+        ("y", "dq", "dk", "dv"), results(function, inputs, dy), results(plain, inputs, dy), expected, strict=True
+    ):
+        scale = want.square().mean().sqrt().clamp(min=0.02)  # nothing depends on a single key: its gradient is 0
+        fast, slow = ((tensor.double() - want) / scale for tensor in (got, other))
+        fast_rms, slow_rms = fast.square().mean().sqrt().item(), slow.square().mean().sqrt().item()
+        assert fast_rms < 0.01, (what, fast_rms, slow_rms)  # bfloat16 has 8 bits of mantissa: 0.004
+        assert fast_rms < 2 * slow_rms + 1e-3, (what, fast_rms, slow_rms)
+        assert fast.abs().max() < 3 * slow.abs().max() + 0.02, (what, fast.abs().max(), slow.abs().max())
+
+
+def by_segment(packed):
+    return lambda q, k, v: sdpa.per_segment(q, k, v, packed.cu_seqlens)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(8, 4, 64), (4, 4, 64), (6, 1, 64), (8, 4, 128)])
+def test_packed_rows_equal_float64(device, name, heads, kv_heads, size):
+    inputs, dy = random_inputs(device, BOUNDS[-1], heads, kv_heads, size)
     packed = segments(device)
-    fast = errors(lambda q, k, v: attend(q, k, v, packed), inputs, upstream, expected)
-    slow = errors(lambda q, k, v: attention._per_segment(q, k, v, packed), inputs, upstream, expected)
-    for name, (fast_max, fast_rms), (slow_max, slow_rms) in zip(("y", "dq", "dk", "dv"), fast, slow, strict=True):
-        assert fast_rms < 0.01, (name, fast_rms, slow_rms)  # bfloat16 has 8 bits of mantissa: 0.004
-        assert fast_rms < 2 * slow_rms + 1e-3, (name, fast_rms, slow_rms)
-        assert fast_max < 3 * slow_max + 0.02, (name, fast_max, slow_max)
+    with forced(name, device, size):
+        check(lambda *qkv: attend(*qkv, packed), inputs, dy, reference(inputs, dy, BOUNDS), by_segment(packed))
 
 
-def test_varlen_documents_do_not_see_each_other(device):
-    torch.manual_seed(1)
-    q, k, v = (torch.randn(1, BOUNDS[-1], n, 64, device=device).bfloat16() for n in (8, 4, 4))
+def test_a_training_row_equals_float64(device, name):
+    """98,304 tokens of documents up to 2048, among them many of a few tokens."""
+    total, bounds = 98_304, [0]
+    while bounds[-1] < total:
+        bounds.append(min(total, bounds[-1] + min(2048, 1 + int(random.expovariate(1 / 900)))))
+    inputs, dy = random_inputs(device, total)
+    packed = segments(device, bounds, 2048)
+    with forced(name, device):
+        check(lambda *qkv: attend(*qkv, packed), inputs, dy, reference(inputs, dy, bounds), by_segment(packed))
+
+
+def test_many_short_documents_equal_float64(device, name):
+    """Above 256 segments FlashAttention-4 finds them another way."""
+    lengths = [random.randint(1, 16) for _ in range(500)]
+    bounds = list(itertools.accumulate(lengths, initial=0))
+    inputs, dy = random_inputs(device, bounds[-1])
+    packed = segments(device, bounds, 2048)
+    with forced(name, device):
+        check(lambda *qkv: attend(*qkv, packed), inputs, dy, reference(inputs, dy, bounds), by_segment(packed))
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "size", "length"), [(8, 64, 300), (4, 64, 300), (4, 128, 300), (4, 64, 40), (4, 64, 1)]
+)
+def test_dense_rows_equal_float64(device, name, kv_heads, size, length):
+    inputs, dy = random_inputs(device, length, 8, kv_heads, size, rows=3)
+    expected = [reference([t[r : r + 1] for t in inputs], dy[r : r + 1], [0, length]) for r in range(3)]
+    with forced(name, device, size, packed=False):
+        check(attend, inputs, dy, [torch.cat(rows) for rows in zip(*expected, strict=True)], sdpa.dense)
+
+
+def test_slices_of_one_projection_equal_float64(device, name):
+    fused = torch.randn(1, BOUNDS[-1], 16, 64, device=device).bfloat16()
+    dy = torch.ones((), device=device, dtype=torch.bfloat16).expand(1, BOUNDS[-1], 8, 64)  # the gradient of a sum
+    inputs, packed = fused.split([8, 4, 4], dim=2), segments(device)
+    expected = reference(inputs, dy, BOUNDS)
+    with forced(name, device):
+        fused.requires_grad_()
+        y = attend(*fused.split([8, 4, 4], dim=2), packed)
+        y.sum().backward()
+    for got, want in ((y.detach(), expected[0]), (fused.grad, torch.cat(expected[1:], dim=2))):
+        assert (got.double() - want).square().mean().sqrt() < 0.01 * want.square().mean().sqrt()
+
+
+def test_documents_do_not_see_each_other(device, name):
+    (q, k, v), _ = random_inputs(device, BOUNDS[-1])
     packed = segments(device)
-    before = attend(q, k, v, packed)
-    k2, v2 = k.clone(), v.clone()
-    k2[:, :146] += 1
-    v2[:, :146] -= 1
-    after = attend(q, k2, v2, packed)
+    with forced(name, device):
+        before = attend(q, k, v, packed)
+        k2, v2 = k.clone(), v.clone()
+        k2[:, :146] += 1
+        v2[:, :146] -= 1
+        after = attend(q, k2, v2, packed)
     assert torch.equal(before[:, 146:], after[:, 146:])
     assert not torch.equal(before[:, :146], after[:, :146])
 
 
-@pytest.mark.parametrize("kv_heads", [8, 4])
-def test_dense_equals_float32(device, kv_heads):
-    torch.manual_seed(2)
-    length = 300
-    inputs = [torch.randn(1, length, n, 64, device=device).bfloat16() for n in (8, kv_heads, kv_heads)]
-    upstream = torch.randn(1, length, 8, 64, device=device).bfloat16()
-    expected = reference(*inputs, upstream, [0, length])
-    for _, error in errors(attend, inputs, upstream, expected):
-        assert error < 0.01
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_one_graph_gives_the_same(device, name, packed):
+    inputs, dy = random_inputs(device, BOUNDS[-1])
+    boundaries = segments(device) if packed else None
+
+    def around(q, k, v):
+        return attend(q * 0.5, k, v, boundaries) * 2
+
+    torch._dynamo.reset()
+    with forced(name, device, packed=packed):
+        compiled = torch.compile(around, fullgraph=True, dynamic=False)
+        for got, want in zip(results(compiled, inputs, dy), results(around, inputs, dy), strict=True):
+            torch.testing.assert_close(got, want, rtol=0.02, atol=0.02 * want.float().square().mean().sqrt().item())
+    torch._dynamo.reset()
 
 
-def test_float32_on_the_device_takes_the_call_per_segment(device):
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_flash4_tells_the_compiler_the_truth(device, packed):
+    if "fa4" not in present(device, torch.bfloat16, 64):
+        pytest.skip("fa4 is not here")
+    inputs, dy = random_inputs(device, BOUNDS[-1])
+    cu, longest = segments(device) if packed else (None, 0)
+    q, k, v, dy = (tensor[0] if packed else tensor for tensor in (*inputs, dy))
+    kinds = ("test_schema", "test_autograd_registration", "test_faketensor")
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (q, k, v)]
+    torch.library.opcheck(flash4.forward, (*leaves, cu, longest), test_utils=kinds)
+    y, lse = flash4.forward(q, k, v, cu, longest)
+    torch.library.opcheck(flash4.backward, (dy, q, k, v, y, lse, cu, longest), test_utils=kinds)
+
+
+def test_float32_on_the_device_takes_sdpa(device):
     assert backend(device, torch.float32) == "sdpa"
-    torch.manual_seed(3)
-    inputs = [torch.randn(1, BOUNDS[-1], n, 64, device=device) for n in (8, 4, 4)]
-    upstream = torch.randn(1, BOUNDS[-1], 8, 64, device=device)
-    expected = reference(*inputs, upstream, BOUNDS)
+    inputs, dy = random_inputs(device, BOUNDS[-1], dtype=torch.float32)
     packed = segments(device)
-    for _, error in errors(lambda q, k, v: attend(q, k, v, packed), inputs, upstream, expected):
+    expected = reference(inputs, dy, BOUNDS)
+    for got, want in zip(results(lambda *qkv: attend(*qkv, packed), inputs, dy), expected, strict=True):
+        error = (got.double() - want).square().mean().sqrt() / want.square().mean().sqrt()
         assert error < 2e-3  # TF32 products, where they are allowed
+
+
+def test_the_best_one_is_chosen(device):
+    found = present(device, torch.bfloat16, 64)
+    assert found[0] == backend(device, torch.bfloat16)
+    assert found == [name for name in BACKENDS if name in found]
+    assert attention.varlen_attn is None or torch.cuda.get_device_capability()[0] < 8 or "varlen" in found
 
 
 MODEL = ModelConfig(layers=6, dim=256, heads=4, kv_heads=2, loop_start=2, loop_end=3, parallel_from=4, xsa_layers=6)

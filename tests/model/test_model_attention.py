@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pgolf.model import attention
-from pgolf.model.attention import Segments, attend, backend
+from pgolf.model.attention import Segments, attend, using
 from pgolf.model.blocks import exclusive
 
 HEADS, KV_HEADS, SIZE = 6, 2, 8
@@ -102,11 +102,6 @@ def test_exclusive_passes_gradients_to_the_value():
     assert torch.autograd.gradcheck(exclusive, (y.requires_grad_(), v.requires_grad_()))
 
 
-def test_a_cpu_has_one_backend():
-    for dtype in (torch.float32, torch.bfloat16):
-        assert backend(torch.device("cpu"), dtype) == "sdpa"
-
-
 def slow_varlen(q, k, v, cu_q, cu_k, longest_q, longest_k, *, window_size):
     """What the kernel promises, for equal numbers of heads: [T, H, D], each segment by itself, a window per query."""
     assert q.shape == k.shape == v.shape
@@ -128,7 +123,7 @@ def test_the_variable_length_kernel_is_called_for_the_same_result(monkeypatch, k
     q, k, v = qkv(rows=1, kv_heads=kv_heads)
     segments = Segments(torch.tensor([0, 3, 4, 9, 11, 11, 11], dtype=torch.int32), 5)
     expected = attend(q, k, v, segments)
-    monkeypatch.setattr(attention, "backend", lambda device, dtype: "varlen")
     monkeypatch.setattr(attention, "varlen_attn", slow_varlen)
     monkeypatch.setattr(attention, "VARLEN_OPTIONS", frozenset(inspect.signature(slow_varlen).parameters))
-    torch.testing.assert_close(attend(q, k, v, segments), expected, rtol=1e-5, atol=1e-5)
+    with using("varlen"):
+        torch.testing.assert_close(attend(q, k, v, segments), expected, rtol=1e-5, atol=1e-5)

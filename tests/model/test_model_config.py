@@ -1,7 +1,7 @@
 import pytest
 
 from pgolf.errors import InputError
-from pgolf.model.config import ModelConfig
+from pgolf.model.config import HashConfig, ModelConfig, MultiTokenConfig, ValueEmbedConfig
 
 
 def test_defaults_are_those_of_pr_1493():
@@ -44,6 +44,24 @@ def test_refuses_what_must_be_positive(name, value):
         ({"parallel": "lanes", "parallel_from": 5}, "beyond `loop_end` 5"),
         ({"parallel": "lanes", "parallel_from": 4, "loop_runs": 1}, "in the decoder"),
         ({"gate_window": 513}, "`gate_window` 513"),
+        ({"parallel": "merge", "parallel_from": 5}, "`parallel: merge`"),
+        ({"parallel": "lanes_sequential", "parallel_from": 5}, "`parallel: lanes_sequential`"),
+        ({"value_embed": ValueEmbedConfig(last=12)}, "`value_embed.last` 12"),
+        ({"mlp_rank": 0.001}, "`mlp_rank` 0.001"),
+        ({"mlp_rank": 1.5}, "`mlp_rank` is 1.5"),
+        ({"norm_pct": -0.1}, "`norm_pct` is -0.1"),
+        ({"value_residual_alpha": 1.1}, "`value_residual_alpha` is 1.1"),
+        ({"mlp_blocks": 3}, "`mlp_blocks` 3 must divide"),
+        ({"rope_scaling": "ntk", "rope_factor": 0.5}, "`rope_factor` 0.5"),
+        ({"rope_scaling": "yarn", "rope_factor": 2.0, "rope_dims": 2}, "`rope_dims` 2"),
+        ({"attention": "differential", "dim": 24, "heads": 8, "rope_dims": 2, "mlp_mult": 1.0}, "halves heads"),
+        ({"stack_runs": 2}, "`loop_runs` and `stack_runs`"),
+        ({"loop_runs": 1, "loop_pos": "normal"}, "`loop_pos` marks repeats"),
+        ({"loop_runs": 1, "stack_runs": 30}, "330 virtual layers"),
+        ({"norm": "hybrid"}, "set `parallel: none`"),
+        ({"norm": "hybrid", "parallel": "none", "token_gate": True}, "`token_gate: false`"),
+        ({"token_gate": True, "parallel": "lanes", "parallel_from": 8}, "`token_gate` gates"),
+        ({"attn_gate": "dense", "attn_gate_query": True}, "`attn_gate_query` belongs to"),
         ({"gate_window": 0}, "`gate_window` is 0"),
     ],
     ids=str,
@@ -68,12 +86,44 @@ def test_refuses_by_name(values, named):
         {"kv_heads": 8},
         {"kv_heads": 1},
         {"leaky_slope": 0.0},
+        {"parallel": "none", "parallel_from": 99},
+        {"norm": "hybrid", "parallel": "none"},
+        {"norm": "hybrid", "parallel_from": 11},
+        {"token_gate": True},
+        {"mlp_rank": 0.75, "mlp_blocks": 8},
+        {"value_embed": ValueEmbedConfig(last=11)},
+        {"loop_runs": 1, "stack_runs": 23, "loop_pos": "orthogonal"},
     ],
     ids=str,
 )
 def test_accepts_the_limits(values):
     config = ModelConfig(**values)
     assert all(getattr(config, name) == value for name, value in values.items())
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "named"),
+    [
+        (HashConfig, {"rows": 1}, "`rows` is 1"),
+        (HashConfig, {"rows": -5}, "`rows` is -5"),
+        (HashConfig, {"rows": 2**21}, "`rows` is 2097152"),
+        (HashConfig, {"dim": 0}, "`dim` is 0"),
+        (ValueEmbedConfig, {"last": -1}, "`last` is -1"),
+        (ValueEmbedConfig, {"dim": 10**6}, "`dim` is 1000000"),
+        (MultiTokenConfig, {"heads": -1}, "`heads` is -1"),
+        (MultiTokenConfig, {"heads": 65}, "`heads` is 65"),
+    ],
+    ids=str,
+)
+def test_the_parts_refuse_by_name(section, values, named):
+    with pytest.raises(InputError, match=named):
+        section(**values)
+
+
+@pytest.mark.parametrize(("mult", "hidden"), [(4.0, 1360), (3.0, 1024), (3.5, 1192)])
+def test_gated_activations_take_two_thirds(mult, hidden):
+    assert ModelConfig(mlp_mult=mult, activation="swiglu").mlp_hidden == hidden
+    assert abs(hidden - 2 / 3 * mult * 512) < 8
 
 
 def test_virtual_layers_are_bounded_in_all():

@@ -5,9 +5,10 @@ import torch
 
 from pgolf.model import blocks as blocks_module
 from pgolf.model.attention import Segments
-from pgolf.model.blocks import leaky_relu_squared
 from pgolf.model.config import ModelConfig
+from pgolf.model.context import Context
 from pgolf.model.gpt import GPT, TiedHead, matrix_inputs
+from pgolf.model.mlp import leaky_relu_squared
 from pgolf.model.norm import rms_norm
 
 VOCAB, LENGTH = 96, 16
@@ -140,7 +141,7 @@ def test_blocks_are_the_identity_at_initialisation():
     model = fresh()
     x, x0 = torch.randn(2, 1, LENGTH, TINY.dim)
     for block in model.blocks:
-        assert torch.equal(block(x, x0, (model._cos, model._sin), None), x)
+        assert torch.equal(block(x, Context(x0, torch.tensor(1.0), (model._cos, model._sin), None)), x)
     ids, _ = tokens()
     for looped in (False, True):
         model.looped = looped
@@ -235,7 +236,7 @@ def test_queries_carry_the_gain_and_keys_unit_norm(monkeypatch):
         attention.c_q.weight.mul_(3)
         attention.q_gain.copy_(torch.tensor([0.5, 1.0, 2.0, -4.0]))
         n = torch.randn(2, LENGTH, TINY.dim)
-        attention(n, (model._cos, model._sin), None)
+        attention(n, Context(n, torch.tensor(1.0), (model._cos, model._sin), None))
     q, k, v = calls[0]
     root = math.sqrt(TINY.head_dim)
     expected = (torch.tensor([0.5, 1.0, 2.0, 4.0]) * root).expand(2, LENGTH, 4)

@@ -3,18 +3,25 @@ import math
 import pytest
 import torch
 
-from pgolf.model.rotary import rotary_tables, rotate
+from pgolf.model.config import ModelConfig
+from pgolf.model.rotary import inverse_frequencies, rotary_tables, rotate
+
+CPU = torch.device("cpu")
+
+
+def tables(length, dims, base=10000.0):
+    return rotary_tables(length, inverse_frequencies(ModelConfig(rope_dims=dims, rope_base=base), CPU))
 
 
 def rotated(x, positions, dims, base=10000.0):
     """x [D] placed at each of the positions: [len(positions), D]."""
-    cos, sin = (table[positions] for table in rotary_tables(max(positions) + 1, dims, base, torch.device("cpu")))
+    cos, sin = (table[positions] for table in tables(max(positions) + 1, dims, base))
     return rotate(x.expand(1, len(positions), 1, -1), cos, sin)[0, :, 0]
 
 
 def test_tables_hold_the_frequencies_of_the_specification():
     """base^(-2k/16): the denominator is the number of rotating dimensions, not the 64 of the head."""
-    cos, sin = rotary_tables(3000, 16, 10000.0, torch.device("cpu"))
+    cos, sin = tables(3000, 16)
     assert cos.shape == sin.shape == (3000, 8)
     assert cos.dtype == sin.dtype == torch.float32
     listed = [1, 0.316227766, 0.1, 0.0316227766, 0.01, 0.00316227766, 0.001, 0.000316227766]
@@ -53,15 +60,15 @@ def test_keeps_lengths_and_position_zero():
 
 def test_no_rotating_dimension_is_the_identity():
     x = torch.randn(1, 5, 2, 8)
-    assert torch.equal(rotate(x, *rotary_tables(5, 0, 10000.0, torch.device("cpu"))), x)
+    assert torch.equal(rotate(x, *tables(5, 0)), x)
 
 
 def test_each_row_and_head_turns_alike():
     torch.manual_seed(2)
     x = torch.randn(3, 5, 4, 8)
-    tables = rotary_tables(5, 4, 10000.0, torch.device("cpu"))
-    whole = rotate(x, *tables)
+    both = tables(5, 4)
+    whole = rotate(x, *both)
     for row in range(3):
         for head in range(4):
-            alone = rotate(x[row : row + 1, :, head : head + 1], *tables)
+            alone = rotate(x[row : row + 1, :, head : head + 1], *both)
             assert torch.equal(whole[row, :, head], alone[0, :, 0])
