@@ -32,6 +32,10 @@ app = typer.Typer(
 )
 preset = typer.Typer(no_args_is_help=True, help="Published systems and overlays over params.yaml.")
 app.add_typer(preset, name="preset")
+checkpoint = typer.Typer(no_args_is_help=True, help="A checkpoint as a few small files, and back.")
+app.add_typer(checkpoint, name="checkpoint")
+bench = typer.Typer(no_args_is_help=True, help="Measurements on this machine.")
+app.add_typer(bench, name="bench")
 ParamsOption = Annotated[Path, typer.Option(help="Parameter file.")]
 
 
@@ -109,14 +113,53 @@ def plan(
     table("plan", ("", "value"), rows)
 
 
+@app.command(rich_help_panel="Data")
+@handled
+def fetch(
+    name: Annotated[str | None, typer.Argument(help="What to fetch; without it, the list.")] = None,
+    train_shards: Annotated[
+        int | None, typer.Option(help="First N training shards, 100M tokens each (default 80); validation is whole.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="Target folder (default data/published/NAME).")] = None,
+    repo: Annotated[str | None, typer.Option(help="Another dataset repository, OWNER/NAME.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of the repository.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be downloaded.")] = False,
+) -> None:
+    """Fetch a published export of the challenge's FineWeb: shards, tokenizer, byte sidecar; verified, resumable."""
+    from pgolf.console import progress
+    from pgolf.data.catalogue import CATALOGUE
+    from pgolf.data.fetch import complete, download, next_step, plan_fetch, summary
+
+    if name is None:
+        table("published", ("name", "repository"), [(key, source.repo) for key, source in CATALOGUE.items()])
+        return
+    with progress("fetch") as show:
+        plan = plan_fetch(
+            name, to or paths.PUBLISHED / name,
+            train_shards=train_shards, repo=repo, revision=revision, progress=show.gigabytes,
+        )  # fmt: skip
+    title = f"{plan.name} of {plan.repo} at {plan.revision[:12]}, into {plan.folder}"
+    table(title, ("", "files", "GB", "here", "GB to download"), summary(plan))
+    if dry_run:
+        return
+    with progress("fetch") as show:
+        download(plan, show.gigabytes)
+        rows = complete(plan)
+    table("verified", ("", ""), rows)
+    console.print(next_step(plan), soft_wrap=True, markup=False)
+
+
 @preset.command("list")
 @handled
 def preset_list() -> None:
     """Show the presets and what each is."""
-    from pgolf.presets import preset_files
+    from pgolf.presets import expected_verdict, preset_files
 
-    rows = [(name, path.read_text().splitlines()[0].removeprefix("# ")) for name, path in preset_files().items()]
-    table("presets", ("preset", "what it is"), rows)
+    rows = [
+        (name, path.read_text().splitlines()[0].removeprefix("# "), expected_verdict(path) or "-")
+        for name, path in preset_files().items()
+    ]
+    table("presets", ("preset", "what it is", "what an audit finds"), rows)
 
 
 @preset.command("use")
@@ -151,6 +194,119 @@ def unpack(
     artifacts.save(
         out, model.state_dict(), schema="pgolf.dequantized", stage="unpack", params=header, inputs=provenance
     )
+
+
+@bench.command("attention")
+@handled
+def bench_attention(
+    tokens: Annotated[int, typer.Option(help="Tokens of a row of packed documents.", min=64)] = 98_304,
+    longest: Annotated[int, typer.Option(help="Longest document, and length of the dense rows.", min=64)] = 2048,
+    repeats: Annotated[int, typer.Option(help="Timed calls; the median is shown.", min=1)] = 20,
+) -> None:
+    """Milliseconds of every attention back end that is present, for 8 query and 4 KV heads of 64."""
+    import torch
+
+    from pgolf.bench.attention import DTYPE, HEAD_DIM, attention_timings
+    from pgolf.device import hardware_name, pick_device
+    from pgolf.model.attention import present
+
+    device, _ = pick_device()
+    if device.type != "cuda":
+        console.print(
+            f"attention: {', '.join(present(device, DTYPE, HEAD_DIM))}; without a CUDA device nothing is timed"
+        )
+        return
+    timings = attention_timings(device, tokens, longest, repeats)
+    slowest = {timing.rows: timing.both for timing in sorted(timings, key=lambda timing: timing.both)}
+    rows = [
+        (t.rows, t.backend, round(t.forward, 3), round(t.both, 3), round(slowest[t.rows] / t.both, 2)) for t in timings
+    ]
+    columns = ("rows", "back end", "forward ms", "forward and backward ms", "times the slowest")
+    table(f"attention, {tokens:,} tokens, torch {torch.__version__}, {hardware_name(device)}", columns, rows)
+
+
+@app.command(rich_help_panel="Runs")
+@handled
+def adopt(
+    file: Annotated[Path, typer.Argument(help="Safetensors or a torch state dict, also as .br or .zst.")],
+    params: ParamsOption = paths.PARAMS,
+    force: Annotated[bool, typer.Option(help="Replace the artifact if it exists.")] = False,
+) -> None:
+    """Take published weights: codes as the artifact of `quantize`, full precision as that of `train`."""
+    from pgolf.adopt import adopt as take
+
+    done = take(file, params, force=force)
+    rows: list[tuple[str, Any]] = [("weights", done.weights)]
+    if done.scheme:
+        grids = {"embedding": done.scheme.embed, "attention": done.scheme.attn, "MLP": done.scheme.mlp}
+        rows += [(f"{name}: bits, k", f"{grid.bits}, {grid.k_sigma:g}") for name, grid in grids.items()]
+        rows += [
+            ("int8 gates", "yes" if done.scheme.gate_int8 else "no"),
+            ("low-rank corrections", done.scheme.lqer.top_k),
+        ]
+    table(str(done.target), ("", "value"), [*rows, ("next", f"pgolf run --from {done.next_stage}")])
+
+
+@checkpoint.command("split")
+@handled
+def checkpoint_split(
+    file: Annotated[Path, typer.Argument(help="A checkpoint, as `train` writes it.")],
+    folder: Annotated[Path, typer.Argument(help="New folder for the parts.")],
+) -> None:
+    """Write a checkpoint as files of at most 16 MiB; its matrices are rounded to bfloat16."""
+    from pgolf.checkpoint_parts import split_checkpoint
+
+    written = split_checkpoint(file, folder)
+    table(str(folder), ("part", "bytes"), [(path.name, path.stat().st_size) for path in written])
+
+
+@checkpoint.command("join")
+@handled
+def checkpoint_join(
+    folder: Annotated[Path, typer.Argument(help="Folder of `pgolf checkpoint split`.")],
+    file: Annotated[Path, typer.Argument(help="Where to write the checkpoint.")],
+    force: Annotated[bool, typer.Option(help="Replace the file if it exists.")] = False,
+) -> None:
+    """Put the parts together again, after checking each one."""
+    from pgolf.checkpoint_parts import join_checkpoint
+
+    _refuse_existing(file, force)
+    join_checkpoint(folder, file)
+    console.print(f"{file}: weights rounded to bfloat16, as in the parts", soft_wrap=True, markup=False)
+
+
+def _refuse_existing(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise InputError(f"{path} exists: move it away, or replace it with --force")
+
+
+@bench.command("codec")
+@handled
+def bench_codec_command(
+    file: Annotated[Path, typer.Argument(help="Quantized weights, ours or published.")] = paths.QUANTIZED,
+    heads: Annotated[int, typer.Option(help="Query heads of the model, for predictions between heads.")] = 0,
+    picture: Annotated[Path, typer.Option(help="Where to draw the bits per element.")] = Path("scratch/codec.png"),
+) -> None:
+    """Bytes, bits per element and seconds of every codec on one quantized file."""
+    from pgolf import artifacts
+    from pgolf.bench.codec import bench_codec, totals
+    from pgolf.console import progress
+    from pgolf.report.plots import bits_by_codec
+
+    with progress("bench codec") as show:
+        results = bench_codec(artifacts.require(file, "quantize"), heads, show)
+    bits: dict[str, dict[str, float]] = {}
+    for row in results:
+        bits.setdefault(row.group, {})[row.codec] = 8 * row.packed / max(row.symbols, 1)
+    rows = [
+        (r.group, r.codec, r.raw, r.packed, f"{8 * r.packed / max(r.symbols, 1):.4f}", f"{r.encode_seconds:.2f}",
+         f"{r.decode_seconds:.2f}")
+        for r in [*sorted(results, key=lambda r: (list(bits).index(r.group), r.packed)), *totals(results)]
+    ]  # fmt: skip
+    table("codecs", ("stream", "codec", "raw bytes", "bytes", "bits", "encode s", "decode s"), rows)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    bits_by_codec(picture, bits)
+    console.print(f"picture: {picture}")
 
 
 def _version(show: bool) -> None:

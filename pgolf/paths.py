@@ -6,6 +6,7 @@ PARAMS = Path("params.yaml")
 TOKENIZER = Path("artifacts/tokenizer/tokenizer.model")
 TOKENS = Path("artifacts/tokens")
 MODEL = Path("artifacts/train/model.safetensors")
+AVERAGES = Path("artifacts/train/averages.safetensors")
 TRACE = Path("artifacts/train/trace.safetensors")
 HESSIANS = Path("artifacts/calibrate/hessians.safetensors")
 QUANTIZED = Path("artifacts/quantize/quantized.safetensors")
@@ -15,6 +16,7 @@ VERIFY = Path("artifacts/verify/report.json")
 PACKED_CODE = Path("artifacts/verify/train_gpt.py")
 REPORT = Path("artifacts/report")
 SCRATCH = Path("scratch")
+PUBLISHED = Path("data/published")
 
 
 def metrics(stage: str) -> Path:

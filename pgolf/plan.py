@@ -5,6 +5,7 @@ Attention at full causal rows of T tokens meets T / 2 keys on average.
 """
 
 import math
+import re
 from typing import NamedTuple
 
 from pgolf.model.config import ModelConfig
@@ -31,10 +32,17 @@ class Plan(NamedTuple):
 
 def forward_flops(config: ModelConfig, vocab_size: int, context: float, looped: bool) -> int:
     """Forward FLOPs per token, with `context` keys attended to on average."""
-    kv_dim = config.kv_heads * config.head_dim
-    layer = 2 * config.dim * (2 * config.dim + 2 * kv_dim + 2 * config.mlp_hidden) + 4 * config.dim * context
-    wiring = wire(config, looped)
-    return round(layer * len(wiring.encoder + wiring.decoder) + 2 * config.dim * vocab_size)
+    maps = 2 if config.attention == "differential" else 1
+    weights, outside = [0] * config.layers, 0
+    for name, shape in parameter_shapes(config, 1).items():
+        if found := re.match(r"blocks\.(\d+)\.(attn|mlp)\.[\w.]+\.weight$", name):
+            weights[int(found[1])] += math.prod(shape)
+        elif name.endswith(".proj.weight"):  # of hashed and value embeddings
+            outside += math.prod(shape)
+    wiring = wire(config, config.loop_runs if looped else 1)
+    layers = config.stack_runs * (wiring.encoder + wiring.decoder)
+    blocks = sum(2 * weights[layer] + 4 * maps * config.dim * context for layer in layers)
+    return round(blocks + 2 * outside + 2 * config.dim * vocab_size)
 
 
 def make_plan(sections: Sections, vocab_size: int, tokens_per_second: float | None = None) -> Plan:

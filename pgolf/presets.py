@@ -1,22 +1,29 @@
 """Presets: plain YAML files of keys that replace those of params.yaml; comments and all other keys stay.
 
-No composition happens at run time: what params.yaml says is what runs, so `dvc params diff` tells the whole story.
+A published system has an `expected_verdict`: what an audit of it finds. It sets every knob of its sections, those that
+it does not name to their defaults (PR 1493's), so that nothing of the system before it stays behind. Overlays set only
+what they name. No composition happens at run time: what params.yaml says is what runs, so `dvc params diff` tells the
+whole story.
 """
 
 import io
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
 
 from pgolf.artifacts import write_bytes
-from pgolf.config import suggest
+from pgolf.config import build, suggest, to_dict
 from pgolf.errors import InputError
 from pgolf.params import parse_params, read_params
-from pgolf.sections import check_sections
+from pgolf.sections import Sections, check_sections
 
 FOLDER = Path("presets")
+VERDICT = "expected_verdict"
+WHOLE = ("model", "train", "calibrate", "quantize", "compress", "evaluate")
+"""Sections that a system sets as a whole."""
 
 
 def preset_files(folder: Path = FOLDER) -> dict[str, Path]:
@@ -41,7 +48,7 @@ def apply_preset(params: Path, *names: str, folder: Path = FOLDER) -> dict[str, 
     yaml.preserve_quotes = True
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     document = yaml.load(params)
-    changed = {name: sum(_merge(document, read_params(files[name]))) for name in names}
+    changed = {name: sum(_merge(document, _keys(name, files[name]))) for name in names}
     text = io.StringIO()
     yaml.dump(document, text)
     try:
@@ -52,6 +59,24 @@ def apply_preset(params: Path, *names: str, folder: Path = FOLDER) -> dict[str, 
     return changed
 
 
+def expected_verdict(path: Path) -> str | None:
+    """What an audit of a published system finds; None for an overlay."""
+    return read_params(path).get(VERDICT)
+
+
+def _keys(name: str, path: Path) -> dict[str, Any]:
+    """What a preset writes into params.yaml."""
+    preset = read_params(path)
+    if preset.pop(VERDICT, None) is None:
+        return preset
+    hints = get_type_hints(Sections)
+    try:
+        whole = {section: to_dict(build(hints[section], preset.get(section, {}), section)) for section in WHOLE}
+    except InputError as error:
+        raise InputError(f"preset `{name}`: {error}") from None
+    return preset | whole
+
+
 def _merge(target: MutableMapping[str, Any], overlay: Mapping[str, Any]) -> Iterator[bool]:
     """Overwrite values in place; yields for each whether it changed."""
     for key, value in overlay.items():
@@ -59,4 +84,11 @@ def _merge(target: MutableMapping[str, Any], overlay: Mapping[str, Any]) -> Iter
             yield from _merge(target[key], value)
         else:
             yield key not in target or target[key] != value
-            target[key] = value
+            old = target.get(key)
+            if isinstance(value, list) and isinstance(old, CommentedSeq):  # in place: it keeps style and comment
+                if not old:
+                    old.fa.set_flow_style()
+                del old[:]
+                old.extend(value)
+            else:
+                target[key] = value

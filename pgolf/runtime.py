@@ -8,6 +8,7 @@ is used where it exists, otherwise the tokenizer at TOKENIZER_PATH gives the byt
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pgolf.data.shards import read_shard, shard_files
 from pgolf.device import pick_device, synchronize
 from pgolf.errors import InputError
 from pgolf.evaluate.config import EvaluateConfig
-from pgolf.evaluate.run import evaluate
+from pgolf.evaluate.run import evaluate, references
 from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import matrix_inputs
 from pgolf.quant.artifact import decode_model, encode_model
@@ -79,11 +80,20 @@ def main(params: Mapping[str, Any]) -> dict[str, float]:
     tokens, token_bytes = validation(data, tokenizer)
     if int(tokens.max()) >= params["vocab_size"]:
         raise InputError(f"{data} holds token {tokens.max()}, the vocabulary has {params['vocab_size']}: wrong shards")
+    config, shown = build(EvaluateConfig, params["evaluate"], "evaluate"), set[int]()
+
+    def report(phase: str, done: int, total: int) -> None:
+        if (part := 20 * done // total) not in shown:
+            shown.add(part)
+            print(f"{phase}:{done}/{total} eval_time:{clock.seconds('evaluate'):.1f}s", flush=True)
+
     with clock.phase("evaluate"):
         model, _ = decode_model(out.read_bytes(), device, dtype)
-        result = evaluate(model, tokens, token_bytes, build(EvaluateConfig, params["evaluate"], "evaluate"))
+        result = evaluate(model, tokens, token_bytes, config, report)
         synchronize(device)
-    print(f"val_tokens:{result.final.tokens} val_bytes:{result.final.bytes}")
-    print(f"quantized_bpb:{result.plain.bpb:.8f}")
-    print(f"val_loss:{result.final.loss:.8f} val_bpb:{result.final.bpb:.8f} eval_time:{clock.seconds('evaluate'):.1f}s")
-    return {"val_bpb": result.final.bpb, "val_loss": result.final.loss, "bytes_model": len(blob)}
+    score, steps = result.score, sum(update.steps for update in result.updates)
+    print(f"val_tokens:{score.tokens} val_bytes:{score.bytes} ttt:{config.ttt} update_steps:{steps}")
+    print(f"val_loss:{score.loss:.8f} val_bpb:{score.bpb:.8f} eval_time:{clock.seconds('evaluate'):.1f}s", flush=True)
+    plain = references(model, tokens, token_bytes, replace(config, measure_gain=False), result).plain
+    print(f"quantized_bpb:{plain.bpb:.8f}")
+    return {"val_bpb": score.bpb, "val_loss": score.loss, "bytes_model": len(blob)}

@@ -17,13 +17,16 @@ version 1; all numbers are unsigned and little-endian, offsets and lengths are i
     ...     ...     the N streams in table order, back to back, up to the end of the file
 
 Codecs: 0 stored as it is, 1 brotli, 2 zstd frame without magic number and with a window of at most 16 MiB, 3 raw LZMA2
-whose dictionary size is the unpacked length, at least 4 KiB and at most 16 MiB. A stored length is never above the
-unpacked one, and equal to it for codec 0. The unpacked lengths of all streams together are at most 1 GiB.
+whose dictionary size is the unpacked length, at least 4 KiB and at most 16 MiB, 4 our entropy coder (docs/codec.md, not
+for the header). A stored length is never above the unpacked one (for codec 4: by more than 6,144), and equal to it for
+codec 0. The unpacked lengths of all streams together are at most 1 GiB, and of a stream of codec 4 at most 64 times the
+stored length plus 6,144.
 
 Stream i belongs to the i-th group of the layout, in order of first appearance. Its unpacked bytes are, for each maximal
 run of consecutive tensors of the group whose elements have equal width w: the run's elements one tensor after the
 other, 2-D int8 tensors column by column, all others row by row; then, where w > 1, byte 0 (the lowest) of every element
-of the run, byte 1 of every element, and so on up to byte w - 1. Streams are unpacked in order.
+of the run, byte 1 of every element, and so on up to byte w - 1. Streams of
+codec 4 hold symbols instead, and are decoded after all others, which they may be predicted from.
 
 A reader trusts nothing: lengths are checked against the file and the limits, then the checksum, then every unpacked
 length against the layout, all before any stream is unpacked. The checksum finds damage, not malice.
@@ -36,8 +39,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from pgolf.codec.backends import Codec, CorruptStreamError, compress, decompress
-from pgolf.codec.layout import MAX_RAW_BYTES, Array, Entry, by_group, group_bytes, group_tensors, raw_size
+from pgolf.codec.backends import Codec, CorruptStreamError, decompress
+from pgolf.codec.choose import MOST_PER_BYTE, STATES, Choice, Report, heads_of, pack_groups, silent, squeeze
+from pgolf.codec.layout import MAX_RAW_BYTES, Array, Entry, by_group, group_tensors, raw_size
 from pgolf.errors import InputError
 
 MAGIC = b"PGLF"
@@ -45,7 +49,7 @@ VERSION = 1
 MAX_HEADER_BYTES = 1 << 20
 MAX_STREAMS = 4096
 
-CODECS: tuple[str, ...] = ("stored", "brotli", "zstd", "lzma")
+CODECS: tuple[str, ...] = ("stored", "brotli", "zstd", "lzma", "gauss")
 """Codec names by their number in the file."""
 
 Layout = Callable[[dict[str, Any]], Sequence[Entry]]
@@ -80,13 +84,18 @@ class _Stream:
 
 
 def pack(
-    header: Mapping[str, Any], layout: Sequence[Entry], tensors: Mapping[str, Array], codec: Codec = "brotli"
+    header: Mapping[str, Any],
+    layout: Sequence[Entry],
+    tensors: Mapping[str, Array],
+    codec: Choice = "brotli",
+    report: Report = silent,
 ) -> bytes:
     """Write the container. Equal input gives equal bytes. Its own result is unpacked once and compared bit for bit.
 
-    `layout` must be what the reader will compute from `header`. A stream that `codec` cannot shrink is stored as it is.
-    Raises InputError for a header that JSON cannot hold, tensors that differ from the layout in name, type or shape, a
-    limit that is exceeded, a missing package, and a result that does not unpack to the input.
+    `layout` must be what the reader will compute from `header`. A stream that `codec` cannot shrink is stored as it is;
+    `report` is told what is being done. Raises InputError for a header that JSON cannot hold, tensors that differ from
+    the layout in name, type or shape, a limit that is exceeded, a missing package, and a result that does not unpack to
+    the input.
     """
     groups = by_group(layout)
     if len(groups) > MAX_STREAMS:
@@ -97,8 +106,8 @@ def pack(
     text = _canonical(header)
     if len(text) > MAX_HEADER_BYTES:
         raise InputError(f"the header has {len(text)} bytes of JSON; a container holds at most {MAX_HEADER_BYTES}")
-    head = _deflate("the header", text, codec)
-    streams = [_deflate(f"stream `{name}`", group_bytes(part, tensors), codec) for name, part in groups.items()]
+    head = squeeze(text, [codec] if codec not in ("auto", "gauss") else ["brotli"])  # type: ignore[list-item]
+    streams = pack_groups(header, groups, tensors, codec, report).values()
     body = b"".join(
         [
             _SIZES.pack(CODECS.index(head.codec), head.raw, len(head.data), len(streams)),
@@ -107,6 +116,7 @@ def pack(
             *(stream.data for stream in streams),
         ]
     )
+    report("checking")
     blob = _SEAL.pack(MAGIC, VERSION, _checksum(body)) + body
     _compare(blob, text, layout, tensors, codec)
     return blob
@@ -121,9 +131,20 @@ def unpack(blob: bytes, layout: Layout) -> tuple[dict[str, Any], dict[str, Array
     header, streams = _parse(blob)
     groups = _match(header, streams, layout)
     tensors: dict[str, Array] = {}
-    for entries, stream in zip(groups.values(), streams, strict=True):
-        tensors.update(group_tensors(entries, _inflate(stream)))
-    return header, tensors
+    coded: dict[str, bytes | memoryview] = {}
+    for (group, entries), stream in zip(groups.items(), streams, strict=True):
+        if stream.codec == "gauss":
+            coded[group] = stream.data
+        else:
+            tensors.update(group_tensors(entries, _inflate(stream)))
+    if coded:
+        from pgolf.codec import entropy  # not part of a submission that does without
+
+        try:
+            tensors.update(entropy.decode(coded, groups, tensors, heads_of(header)))
+        except CorruptStreamError as error:
+            _damaged(f"the codes: {error}")
+    return header, {entry.key: tensors[entry.key] for entries in groups.values() for entry in entries}
 
 
 def stream_sizes(blob: bytes, layout: Layout) -> dict[str, StreamSize]:
@@ -151,13 +172,6 @@ def _checksum(body: bytes | memoryview) -> bytes:
     return hashlib.sha256(body).digest()[:16]
 
 
-def _deflate(what: str, raw: bytes, codec: Codec) -> _Stream:
-    packed = compress(codec, raw)
-    if len(packed) < len(raw):
-        return _Stream(what, codec, len(raw), packed)
-    return _Stream(what, "stored", len(raw), raw)
-
-
 def _inflate(stream: _Stream) -> bytes | bytearray | memoryview:
     if stream.codec == "stored":
         return stream.data
@@ -176,8 +190,11 @@ def _row(what: str, number: int, raw: int, packed: int) -> str:
     """Check one codec and pair of lengths; returns the codec's name."""
     if number >= len(CODECS):
         _damaged(f"{what} has codec {number}, which does not exist in version {VERSION}")
-    if packed > raw or (packed != raw and CODECS[number] == "stored"):
+    most = raw + STATES if CODECS[number] == "gauss" else raw
+    if packed > most or (packed != raw and CODECS[number] == "stored"):
         _damaged(f"the lengths of {what} do not add up ({raw} bytes stored as {packed} by {CODECS[number]})")
+    if CODECS[number] == "gauss" and (raw > (packed + STATES) * MOST_PER_BYTE or what == "the header"):
+        _damaged(f"the lengths of {what} do not add up ({raw} bytes coded as {packed})")
     return CODECS[number]
 
 

@@ -49,6 +49,24 @@ def loss_curve(
     _save(path)
 
 
+def bits_by_codec(path: Path, bits: Mapping[str, Mapping[str, float]]) -> None:
+    """Bits per element of each stream (outer key), one mark per codec (inner key); ours in orange."""
+    streams = list(bits)[::-1]
+    codecs = sorted({codec for row in bits.values() for codec in row})
+    _, axes = plt.subplots(figsize=(8, 0.42 * len(streams) + 1.6), layout="constrained")
+    for codec, marker in zip(codecs, "osD^vPX*<>" * len(codecs), strict=False):
+        places = [index for index, stream in enumerate(streams) if codec in bits[stream]]
+        values = [bits[streams[index]][codec] for index in places]
+        color = ORANGE if codec == "gauss" else GREY if codec == "order-0" else BLUE
+        axes.plot(values, places, marker, color=color, label=codec, fillstyle="full" if codec == "gauss" else "none")
+    axes.set_yticks(range(len(streams)), streams)
+    _plain(axes)
+    axes.set_xlabel("bits per element")
+    axes.set_title("What each codec needs", loc="left", fontweight="bold")
+    axes.legend(frameon=False, ncols=len(codecs), loc="lower center", bbox_to_anchor=(0.5, -0.35))
+    _save(path)
+
+
 def bytes_by_group(path: Path, sizes: Mapping[str, int]) -> None:
     """Bytes of each part of the artifact, largest on top, with its share."""
     ordered = sorted(sizes.items(), key=lambda item: item[1])

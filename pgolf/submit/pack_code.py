@@ -56,8 +56,44 @@ FORBIDDEN = {
 }
 """Packages of the pipeline that must never reach a submission, and why; whatever is not in ALLOWED is refused too."""
 
+
+def _model(needed: Callable[[Mapping[str, Any]], bool]) -> Callable[[Mapping[str, Any]], bool]:
+    """A condition on the section `model`."""
+    return lambda params: needed(params["model"])
+
+
 OPTIONAL: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "pgolf.codec.entropy": lambda params: params["compress"]["codec"] in ("auto", "gauss"),
+    "pgolf.data.coprime_rows": lambda params: params["train"]["batches"] == "coprime",
     "pgolf.data.packed_documents": lambda params: params["train"]["batches"] == "packed",
+    "pgolf.data.prefetch": lambda params: params["train"]["prefetch"] > 0,
+    "pgolf.data.sequential_rows": lambda params: params["train"]["batches"] == "sequential",
+    "pgolf.model.block_gates": _model(lambda model: model["mlp_gate"] or model["token_gate"]),
+    "pgolf.model.differential": _model(lambda model: model["attention"] == "differential"),
+    "pgolf.model.gates": _model(lambda model: model["attn_gate"] != "none"),
+    "pgolf.model.hash_embedding": _model(lambda model: model["bigram"]["rows"] or model["trigram"]["rows"]),
+    "pgolf.model.lanes": _model(lambda model: model["parallel"] in ("lanes", "lanes_sequential", "merge")),
+    "pgolf.model.lanes_merge": _model(lambda model: model["parallel"] == "merge"),
+    "pgolf.model.lanes_sequential": _model(lambda model: model["parallel"] == "lanes_sequential"),
+    "pgolf.model.loop_position": _model(lambda model: model["loop_pos"] != "none"),
+    "pgolf.model.mlp_variants": _model(
+        lambda model: model["activation"] != "leaky_relu2" or (model["mlp_rank"], model["mlp_blocks"]) != (1, 1)
+    ),
+    "pgolf.model.multi_token": _model(lambda model: model["multi_token"]["heads"] > 0),
+    "pgolf.model.norm_pct": _model(lambda model: model["norm_pct"] < 1),
+    "pgolf.model.overtone": _model(lambda model: model["init"] == "overtone"),
+    "pgolf.model.smear": _model(lambda model: model["smear"] == "window"),
+    "pgolf.model.smear_vector": _model(lambda model: model["smear"] in ("vector", "raw_vector")),
+    "pgolf.model.value_embedding": _model(lambda model: model["value_embed"]["last"] > 0),
+    "pgolf.model.value_residual": _model(lambda model: model["value_residual"] != "none"),
+    "pgolf.model.yarn": _model(lambda model: model["rope_scaling"] == "yarn"),
+    "pgolf.train.choose": lambda params: params["train"]["choose_batches"] > 0,
+    "pgolf.train.finishing": lambda params: any(
+        params["train"]["finish"][key] for key in ("replay_batches", "distill_steps")
+    ),
+    "pgolf.train.qat": lambda params: any(params["train"]["qat"][key] for key in ("below", "last")),
+    "pgolf.train.snapshots": lambda params: params["train"]["average"] in ("swa", "tight_swa", "lawa"),
+    "pgolf.evaluate.chunk_ttt": lambda params: params["evaluate"]["ttt"] == "chunk",
     # pgolf.data.shuffled_rows is always needed: calibration draws from it.
 }
 """Module -> whether these parameters reach it. Its importers must import it inside the function that uses it."""

@@ -33,13 +33,18 @@ LAYERS: dict[str, set[str]] = {
     "evaluate": BASE | {"model", "data", "kernels"},
     "runtime": BELOW_RUNTIME,
     "checkpoint_file": BASE | {"artifacts", "model"},
+    "checkpoint_parts": BASE | {"artifacts", "model", "checkpoint_file"},
+    "adopt": BASE | {"artifacts", "data", "model", "quant", "params", "paths"},
     "submit": BELOW_SUBMIT,
     "report": BELOW_SUBMIT | {"submit"},
+    "bench": BELOW_RUNTIME,
     "sections": BELOW_SUBMIT | {"submit", "params"},
     "plan": BELOW_RUNTIME | {"sections"},
     "presets": {"errors", "config", "artifacts", "params", "sections"},
     "preflight": {"errors", "plan", "sections"},
-    "cli": BELOW_SUBMIT | {"submit", "report", "paths", "plan", "sections", "presets", "preflight", "stages"},
+    "cli": BELOW_SUBMIT
+    | {"submit", "report", "paths", "plan", "sections", "presets", "preflight", "stages"}
+    | {"checkpoint_parts", "adopt", "bench"},
 }
 """Part of pgolf -> what it may import besides itself. `pgolf` itself (the version) is open to all."""
 

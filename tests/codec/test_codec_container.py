@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf.codec import container
+from pgolf.codec import choose
 from pgolf.codec.backends import Codec, compress, decompress
 from pgolf.codec.container import MAX_HEADER_BYTES, MAX_STREAMS, StreamSize, pack, stream_sizes, unpack
 from pgolf.codec.layout import DTYPES, Entry, group_bytes
@@ -213,6 +213,6 @@ def test_pack_refuses_a_compressor_that_loses_data(victim, what, monkeypatch):
         return compress(codec, data.replace(b"mmmm", b"mmmn") if victim else data)
 
     header, layout, tensors = example()
-    monkeypatch.setattr(container, "compress", lossy)
+    monkeypatch.setattr(choose, "compress", lossy)
     with pytest.raises(InputError, match=f"{what} does not survive codec `brotli`"):
         pack({**header, "pad": "m" * 500}, layout, tensors)

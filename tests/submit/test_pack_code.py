@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pgolf.sections import load_sections
 from pgolf.submit.closure import ClosureError, find_module, import_closure
 from pgolf.submit.pack_code import ALLOWED, FORBIDDEN, OPTIONAL, minify, optional_modules, pack_code, unpack_code
 
@@ -201,7 +202,41 @@ def test_allowed_and_forbidden_do_not_overlap() -> None:
 
 
 def test_optional_modules_exist_and_follow_the_parameters() -> None:
-    assert optional_modules({"train": {"batches": "packed"}}) == set()
-    assert optional_modules({"train": {"batches": "shuffled"}}) == {"pgolf.data.packed_documents"}
+    params = load_sections(ROOT / "params.yaml").resolved()
+    for section, key, value, module in (
+        ("model", "token_gate", True, "pgolf.model.block_gates"),
+        ("model", "mlp_gate", True, "pgolf.model.block_gates"),
+        ("model", "attention", "differential", "pgolf.model.differential"),
+        ("model", "attn_gate", "dense", "pgolf.model.gates"),
+        ("model", "bigram", {"rows": 9}, "pgolf.model.hash_embedding"),
+        ("model", "trigram", {"rows": 9}, "pgolf.model.hash_embedding"),
+        ("model", "parallel", "lanes", "pgolf.model.lanes"),
+        ("model", "loop_pos", "normal", "pgolf.model.loop_position"),
+        ("model", "activation", "swiglu", "pgolf.model.mlp_variants"),
+        ("model", "mlp_rank", 0.5, "pgolf.model.mlp_variants"),
+        ("model", "mlp_blocks", 4, "pgolf.model.mlp_variants"),
+        ("model", "multi_token", {"heads": 1}, "pgolf.model.multi_token"),
+        ("model", "norm_pct", 0.99, "pgolf.model.norm_pct"),
+        ("model", "init", "overtone", "pgolf.model.overtone"),
+        ("model", "smear", "window", "pgolf.model.smear"),
+        ("model", "smear", "raw_vector", "pgolf.model.smear_vector"),
+        ("model", "value_embed", {"last": 2}, "pgolf.model.value_embedding"),
+        ("model", "value_residual", "gated", "pgolf.model.value_residual"),
+        ("model", "rope_scaling", "yarn", "pgolf.model.yarn"),
+        ("train", "batches", "packed", "pgolf.data.packed_documents"),
+        ("train", "batches", "sequential", "pgolf.data.sequential_rows"),
+        ("train", "batches", "coprime", "pgolf.data.coprime_rows"),
+        ("train", "average", "lawa", "pgolf.train.snapshots"),
+        ("train", "choose_batches", 4, "pgolf.train.choose"),
+        ("train", "qat", {"below": 0.15, "last": 0.0}, "pgolf.train.qat"),
+        ("train", "finish", {"replay_batches": 0, "distill_steps": 50}, "pgolf.train.finishing"),
+        ("evaluate", "ttt", "chunk", "pgolf.evaluate.chunk_ttt"),
+    ):
+        assert module in optional_modules(params)
+        changed = params | {section: params[section] | {key: value}}
+        assert optional_modules(changed) == optional_modules(params) - {module}
+    for form, modules in (("merge", {"lanes", "lanes_merge"}), ("lanes_sequential", {"lanes", "lanes_sequential"})):
+        changed = optional_modules(params | {"model": params["model"] | {"parallel": form}})
+        assert optional_modules(params) - changed == {f"pgolf.model.{name}" for name in modules}
     for module in OPTIONAL:
         assert find_module(module, ROOT) is not None, f"{module} of OPTIONAL does not exist"
