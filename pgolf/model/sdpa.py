@@ -38,7 +38,8 @@ def blocked(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, longest: int) -
 
     The mask of T x 2 L entries is made once for all layers of a compiled graph.
     """
-    tokens, block = q.size(1), min(longest, q.size(1))
+    tokens = q.size(1)
+    block = -(-min(longest, tokens) // 8) * 8  # the kernel that reads a mask wants its rows aligned
     mask = _block_mask(cu_seqlens, tokens, block, q.dtype)
     k, v = (_two_blocks(_repeat(tensor, q)[0], block) for tensor in (k, v))
     blocks = mask.size(0)
