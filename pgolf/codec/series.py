@@ -14,6 +14,7 @@ runs that do, as canonical orders make them (`canonical`), are told by their end
 
 import math
 import re
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ FINEST = 8
 """Steps of the rank per deviation that the Gaussian tells apart; the bits below are sent as they are."""
 MOST_RUNS = 8
 """Choices for the number of falling runs: none, 1, 2, 4, ..., 64."""
+GRIDS = (2, 4, 8, 16, 32, 0)
+"""Steps per octave of a geometric grid, coarsest first; 0: any float16."""
 REGRESSORS = 4
 PRIOR_WEIGHT, NOISE_WEIGHT, FORGET = 24.0, 8.0, 0.5
 _EDGE, _BOUND = 2.0**26, 2.0**17
@@ -48,10 +51,24 @@ def bits_of(order: Array) -> Array:
     return np.where(order & 0x8000, order & 0x7FFF, 0xFFFF - order)
 
 
-def _values() -> Array:
-    """float64 [65536] by rank; infinities and NaNs are placed beyond the largest numbers."""
-    rank = np.arange(0x10000)
-    values = bits_of(rank).astype(np.uint16).view(np.float16).astype(np.float64)
+@cache
+def grid(steps: int) -> Array:
+    """Bit patterns uint16 of all float16 numbers 2^(k / steps), rising, `steps` a power of 2; all patterns for 0."""
+    if not steps:
+        return bits_of(np.arange(0x10000)).astype(np.uint16)
+    root, values = 2.0, [1.0]
+    for _ in range(steps.bit_length() - 1):
+        root = math.sqrt(root)
+    for _ in range(steps - 1):
+        values.append(values[-1] * root)
+    powers = [math.ldexp(value, octave) for octave in range(-24, 15) for value in values]
+    return np.unique(np.array(powers).astype(np.float16)).view(np.uint16)
+
+
+@cache
+def values_of(steps: int) -> Array:
+    """float64 of a grid's patterns; infinities and NaNs are placed beyond the largest numbers."""
+    values, rank = grid(steps).view(np.float16).astype(np.float64), order_of(grid(steps))
     return np.where(np.isfinite(values), values, np.where(rank & 0x8000, 65536.0 + rank, rank - 131072.0))
 
 
@@ -78,17 +95,18 @@ class Series:
 
     def __init__(self, coder: Coder) -> None:
         self.coder = coder
-        self.values = _values()
         self.past: list[tuple[str, Array]] = []
         self.learned: dict[str, Array] = {}
 
     def code(self, key: str, bits: Array) -> None:
         """Code a vector of float16 bit patterns uint16 [n] in place; a decoder fills it."""
-        rank = order_of(bits).astype(np.intp)
+        steps = self._grid(bits)
+        patterns, self.values, ranks = grid(steps), values_of(steps), order_of(grid(steps))
+        rank = np.minimum(np.searchsorted(ranks, order_of(bits)), len(ranks) - 1)
         if runs := self._runs(rank):
             for run in rank.reshape(runs, -1):
                 self._falling(run)
-            bits[:] = bits_of(rank)
+            bits[:] = patterns[rank]
             return
         middle, spread, tail, low = self._shape(rank)
         first = self.values[:: 1 << low]
@@ -108,16 +126,22 @@ class Series:
             inverse = scale_of(np.full(len(places), noise / (count * 65536.0)))
             high = self.coder.code(alphabet, rank[places] >> low, mean, inverse)
             rest = self.coder.code(Uniform(1 << low), rank[places] & (1 << low) - 1, *flat(len(places)))
-            rank[places] = high << low | rest
+            rank[places] = np.minimum(high << low | rest, len(points) - 1)
             y[places] = np.minimum(np.maximum(points[rank[places]], -8 * UNIT), 8 * UNIT)
             error = y[places] - mean
             squares = squares * FORGET + regressors @ regressors.T
             cross = cross * FORGET + regressors @ y[places]
             noise = noise * FORGET + float(error @ error)
             count = count * FORGET + len(places)
-        bits[:] = bits_of(rank)
+        bits[:] = patterns[rank]
         self.learned[kind] = _solve(squares, cross, PRIOR_WEIGHT * UNIT**2, weights)
         self.past.append((kind, y))
+
+    def _grid(self, bits: Array) -> int:
+        """Send and return the coarsest grid that all numbers lie on, see `grid`."""
+        fits = [index for index, steps in enumerate(GRIDS[:-1]) if np.isin(bits, grid(steps)).all()]
+        sent = np.array([*fits, len(GRIDS) - 1][:1])
+        return GRIDS[int(self.coder.code(Uniform(len(GRIDS)), sent, *flat(1))[0])]
 
     def _runs(self, rank: Array) -> int:
         """Send and return how many equally long falling runs the vector is made of; 0: it is not, or is too short."""
@@ -137,8 +161,8 @@ class Series:
 
     def _falling(self, rank: Array) -> None:
         """Code ranks [n] that fall: both ends, then the middle between known ones, as order statistics lie there."""
-        last = len(rank) - 1
-        ends = self.coder.code(Uniform(0x10000), rank[[0, last]], *flat(2))
+        last, alphabet = len(rank) - 1, integers(0, len(self.values) - 1)
+        ends = self.coder.code(Uniform(len(self.values)), rank[[0, last]], *flat(2))
         rank[0], rank[last] = ends
         distance = 1 << max(last - 1, 0).bit_length()
         while distance := distance >> 1:
@@ -148,13 +172,15 @@ class Series:
             between = after - places + distance  # one more than the places between
             mean = np.rint((left + (right - left) * (distance / between)) * 256.0)
             inverse = scale_of((left - right) ** 2 / (4.0 * (between + 1)) + 1 / 12)
-            rank[places] = self.coder.code(integers(0, 0xFFFF), rank[places], mean, inverse)
+            rank[places] = self.coder.code(alphabet, rank[places], mean, inverse)
 
     def _shape(self, rank: Array) -> tuple[float, float, float, int]:
         """Send and return middle, spread, tail and low bits; a decoder's `rank` does not matter."""
         values = self.values[rank]
-        middle = int(np.median(rank)) >> 4 if len(rank) else 0
-        centre = float(self.values[middle << 4 | 8])
+        shift = 4 if len(self.values) == 0x10000 else 0
+        half = 1 << shift >> 1
+        middle = int(np.median(rank)) >> shift if len(rank) else 0
+        centre = float(self.values[middle << shift | half])
         spread = float(np.sqrt(np.mean(np.square(np.clip(values - centre, -1e4, 1e4))))) if len(rank) else 1.0
         width = round(4 * np.log2(max(spread, 2.0**-24))) + 96  # 2^-24 .. 2^14 in quarters of an octave
         tail = min(range(len(TAILS)), key=lambda i: _cost(values, centre, _width(width), TAILS[i]))
@@ -163,9 +189,9 @@ class Series:
         sent = np.array([middle, min(width, 159), tail, low], np.intp)
         got = [
             int(self.coder.code(Uniform(size), sent[i : i + 1], *flat(1))[0])
-            for i, size in enumerate((4096, 160, len(TAILS), 9))
+            for i, size in enumerate((len(self.values) >> shift, 160, len(TAILS), 9))
         ]
-        return float(self.values[got[0] << 4 | 8]), _width(got[1]), TAILS[got[2]], got[3]
+        return float(self.values[got[0] << shift | half]), _width(got[1]), TAILS[got[2]], got[3]
 
     def _others(self, kind: str, length: int) -> list[Array]:
         same = [y for past, y in self.past if past == kind and len(y) == length][-1:]

@@ -1,9 +1,13 @@
 """Permuted models compute the same function, and cost less."""
 
+import math
+
 import numpy as np
 import pytest
 
-from pgolf.codec.canonical import canonical_order
+from pgolf.codec.canonical import canonical_order, gridded
+from pgolf.codec.container import pack, unpack
+from pgolf.codec.layout import Entry
 
 HEADS, KV, SIZE, DIM, HIDDEN, ROTARY = 4, 2, 8, 16, 40, 4
 
@@ -65,3 +69,32 @@ def test_columns_that_belong_to_groups_of_a_correction_stay(name):
     moved = canonical_order(stored, HEADS, KV, ROTARY)
     for key in (f"blocks.0.{name}.weight.q", "blocks.0.mlp.fc.weight.q", "blocks.0.attn.c_v.weight.q"):
         assert (moved[key] != stored[key]).any() == (("mlp" in key) != ("mlp" in name))
+
+
+@pytest.mark.parametrize("steps", [2, 8, 32])
+def test_gridded_scales_are_near_and_cheap(steps):
+    scale = np.random.default_rng(2).lognormal(-3, 0.3, 2000).astype(np.float16)
+    coarse = gridded(scale, steps)
+    exponent = np.log2(coarse.astype(float)) * steps
+    assert np.abs(exponent - np.rint(exponent)).max() < steps * 2e-3  # of float16's own rounding
+    assert np.abs(np.log2(coarse.astype(float) / scale.astype(float))).max() < 0.5 / steps + 1e-3
+    assert (gridded(coarse, steps) == coarse).all()
+    layout = [Entry("scales", "w.scale", "float16", (2000,))]
+    blob = pack({}, layout, {"w.scale": coarse}, "gauss")
+    assert unpack(blob, lambda _: layout)[1]["w.scale"].tobytes() == coarse.tobytes()
+    counts = np.unique(coarse, return_counts=True)[1]
+    entropy = (counts * np.log2(2000 / counts)).sum() / 8
+    assert len(blob) < 1.05 * entropy + 120
+
+
+def test_falling_scales_cost_less_by_the_logarithm_of_their_orders():
+    scale = np.random.default_rng(3).lognormal(-3, 0.3, 2048).astype(np.float16)
+    layout = [Entry("scales", "w.scale", "float16", (2048,))]
+    sizes = []
+    for values in (scale, np.sort(scale)[::-1].copy(), np.sort(scale.reshape(4, -1))[:, ::-1].ravel()):
+        blob = pack({}, layout, {"w.scale": values}, "gauss")
+        assert unpack(blob, lambda _: layout)[1]["w.scale"].tobytes() == values.tobytes()
+        sizes.append(len(blob))
+    orders = math.lgamma(2049) / math.log(2) / 8
+    assert 0.75 * orders < sizes[0] - sizes[1] < orders
+    assert sizes[1] < sizes[2] < sizes[0]

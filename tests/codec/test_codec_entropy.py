@@ -276,7 +276,7 @@ def fuzz(count, seed):
             damaged = blob[:frame] + mutate(random, blob[frame:])
             damaged = (damaged + bytes(len(blob)))[: len(blob)]
         for case in (damaged, reseal(damaged)):
-            start = time.perf_counter()
+            start = time.process_time()
             try:
                 _, found = unpack(case, lambda _: layout)
             except InputError as error:
@@ -284,7 +284,7 @@ def fuzz(count, seed):
             else:
                 survived += case != blob
                 assert {key: tensor.shape for key, tensor in found.items()} == {e.key: e.shape for e in layout}
-            assert time.perf_counter() - start < 1.0
+            assert time.process_time() - start < 1.0
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 64 * raw_size(layout) + (8 << 20)

@@ -218,5 +218,5 @@ def test_the_score_of_the_first_targets_has_a_name_of_its_own():
     assert subset_scores("plain", losses, sizes, None) == {}
     part = subset_scores("plain", losses, sizes, 2)
     assert part == {"plain_subset_loss": 1.5, "plain_subset_bpb": pytest.approx(3 / (3 * math.log(2)))}
-    with pytest.raises(InputError, match="`evaluate.subset_targets` is 4, there are only 3"):
+    with pytest.raises(InputError, match=r"`evaluate\.subset_targets` is 4, there are only 3"):
         subset_scores("plain", losses, sizes, 4)

@@ -1,6 +1,6 @@
 """The reference artifacts of the published PR-1855 program, scored by this project: tokenizer, byte sidecar, model,
-dequantization and scoring at once. They are not part of the repository: PGOLF_ORACLE names a folder with `val.jsonl.xz`,
-`fineweb_8192_bpe_caseops_v1.model` and the file that a test names.
+dequantization and scoring at once. They are not part of the repository: PGOLF_ORACLE names a folder with
+`val.jsonl.xz`, `fineweb_8192_bpe_caseops_v1.model` and the file that a test names.
 """
 
 import os
