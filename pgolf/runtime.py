@@ -2,7 +2,7 @@
 
 This module and what it imports is the runtime closure: `pgolf.submit.pack_code` turns it into the one `train_gpt.py`
 whose bytes count. Shards come from DATA_PATH in the challenge's format; the byte sidecar beside the validation shards
-is used where it exists, otherwise the tokenizer at TOKENIZER_PATH gives the bytes per token.
+is used where it exists, otherwise the tokenizer at TOKENIZER_PATH gives the bytes per token. SEED replaces the seed.
 """
 
 import hashlib
@@ -63,18 +63,23 @@ def main(params: Mapping[str, Any]) -> dict[str, float]:
     tokenizer_hash = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
     model_config = build(ModelConfig, params["model"], "model")
     quantize_config = build(QuantizeConfig, params["quantize"], "quantize")
+    seeded = {**params["train"], "seed": int(os.environ.get("SEED", params["train"]["seed"]))}
     shards, (device, dtype), clock = shard_files(data, "train"), pick_device(), Clock()
     run = run_training(
-        model_config, build(TrainConfig, params["train"], "train"), params["vocab_size"], shards, device, dtype,
+        model_config, build(TrainConfig, seeded, "train"), params["vocab_size"], shards, device, dtype,
         report=lambda r: print(f"step:{r.step} train_loss:{r.loss:.4f} train_time:{r.seconds:.1f}s", flush=True),
     )  # fmt: skip
     with clock.phase("calibrate"):
         hessians = calibrate(run.model, build(CalibrateConfig, params["calibrate"], "calibrate"), shards)
     print(f"train_time:{run.trained.seconds:.1f}s calibrate_time:{clock.seconds('calibrate'):.1f}s", flush=True)
     state = {name: tensor.detach().cpu() for name, tensor in run.model.state_dict().items()}
-    quantized = quantize_model(state, hessians, matrix_inputs(model_config), quantize_config)
+    quantized = quantize_model(state, hessians, matrix_inputs(model_config), quantize_config).tensors
+    if quantize_config.canonical:
+        from pgolf.quant.canonical import canonical
+
+        quantized = canonical(quantized, model_config)
     codec = build(CompressConfig, params["compress"], "compress").codec
-    blob = encode_model(quantized.tensors, model_config, params["vocab_size"], quantize_config, tokenizer_hash, codec)
+    blob = encode_model(quantized, model_config, params["vocab_size"], quantize_config, tokenizer_hash, codec)
     out.write_bytes(blob)
     print(f"bytes_model:{len(blob)}", flush=True)
     tokens, token_bytes = validation(data, tokenizer)

@@ -10,6 +10,7 @@ from pgolf.console import progress, stage_main, table
 from pgolf.errors import InputError
 from pgolf.model.gpt import matrix_inputs
 from pgolf.params import section
+from pgolf.quant.canonical import canonical
 from pgolf.quant.config import QuantizeConfig
 from pgolf.quant.quantize import quantize_model
 from pgolf.quant.summary import class_rows, kept_weights, lqer_rows, quantize_metrics
@@ -26,6 +27,8 @@ def quantize(params: Path = paths.PARAMS) -> None:
     with progress("quantize") as show, clock.phase("quantize"):
         sources = matrix_inputs(checkpoint.config)
         done = quantize_model(checkpoint.state, hessians, sources, config, lambda report: show(report.name))
+        if config.canonical:
+            done = done._replace(tensors=canonical(done.tensors, checkpoint.config))
     kept = kept_weights(done.tensors)
     table("quantization", ("class", "weights", "bits", "entropy", "relative error"), class_rows(done.reports, kept))
     if corrections := lqer_rows(done.reports):

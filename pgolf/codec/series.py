@@ -34,8 +34,8 @@ FINEST = 8
 """Steps of the rank per deviation that the Gaussian tells apart; the bits below are sent as they are."""
 MOST_RUNS = 8
 """Choices for the number of falling runs: none, 1, 2, 4, ..., 64."""
-GRIDS = (2, 4, 8, 16, 32, 0)
-"""Steps per octave of a geometric grid, coarsest first; 0: any float16."""
+GRIDS = (2, 4, 8, 16, 32, -8, -7, -6, -5, -4, -3, -2, 0)
+"""Steps per octave of a geometric grid, coarsest first; -z: float16 numbers whose last z bits are 0; 0: any."""
 REGRESSORS = 4
 PRIOR_WEIGHT, NOISE_WEIGHT, FORGET = 24.0, 8.0, 0.5
 _EDGE, _BOUND = 2.0**26, 2.0**17
@@ -53,9 +53,10 @@ def bits_of(order: Array) -> Array:
 
 @cache
 def grid(steps: int) -> Array:
-    """Bit patterns uint16 of all float16 numbers 2^(k / steps), rising, `steps` a power of 2; all patterns for 0."""
-    if not steps:
-        return bits_of(np.arange(0x10000)).astype(np.uint16)
+    """Bit patterns uint16 of a grid of `GRIDS`, in the order of their values."""
+    if steps <= 0:
+        patterns = bits_of(np.arange(0x10000)).astype(np.uint16)
+        return patterns[patterns & (1 << -steps) - 1 == 0]
     root, values = 2.0, [1.0]
     for _ in range(steps.bit_length() - 1):
         root = math.sqrt(root)

@@ -73,11 +73,22 @@ class QuantizeConfig:
     """Attention gates as int8 rows instead of float16 (GATED_ATTN_QUANT_GATE, PR 1855: true)."""
     lqer: LqerConfig = LqerConfig()
     """Low-rank corrections."""
+    scale_steps: int | None = None
+    """Row scales on the geometric grid 2^(k / steps), chosen before GPTQ, which rounds to them: they take a sixth of the
+    bytes, and the clip jitters by at most 2^(1 / (2 steps)). null: any float16 (published)."""
+    small_bits: int = 10
+    """Bits kept of the mantissa of tensors stored as float16, of 10: what the codec need not store (published: 10)."""
+    canonical: bool = False
+    """MLP neurons and head dimensions in order of falling scale: the same function but for rounding, fewer bytes."""
 
     def __post_init__(self) -> None:
         if self.damp <= 0:
             raise InputError(f"`damp` is {self.damp}; it must be greater than 0 for the Hessian to be invertible")
         if self.blocksize < 1:
             raise InputError(f"`blocksize` is {self.blocksize}; it must be at least 1")
+        if self.scale_steps not in (None, 2, 4, 8, 16, 32):
+            raise InputError(f"`scale_steps` is {self.scale_steps}; it must be 2, 4, 8, 16, 32 or null")
+        if not 2 <= self.small_bits <= 10:
+            raise InputError(f"`small_bits` is {self.small_bits}; it must lie between 2 and 10")
         if self.small_numel < 0:
             raise InputError(f"`small_numel` is {self.small_numel}; it must be at least 0")

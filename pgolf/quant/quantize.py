@@ -14,7 +14,7 @@ from torch import Tensor
 from pgolf.errors import InputError
 from pgolf.quant.config import QuantizeConfig
 from pgolf.quant.gptq import gptq_quantize, weighted_error
-from pgolf.quant.grid import absmax_scale, dequantize, round_to_nearest, sdclip_scale
+from pgolf.quant.grid import absmax_scale, dequantize, geometric, round_to_nearest, sdclip_scale, shortened
 from pgolf.quant.lqer import correction, largest_errors, lqer_factors, quantize_factors
 from pgolf.quant.policy import Rule, resolve
 
@@ -68,7 +68,7 @@ def quantize_model(
     for name, weight in state.items():
         with _naming(name):
             if plan[name].grid is None:
-                tensors |= _store_small(name, weight, plan[name])
+                tensors |= _store_small(name, weight, plan[name], config)
                 continue
             H = hessians.get(sources.get(name, ""))
             stored, E = _quantize_matrix(name, weight, H, plan[name], config)
@@ -95,11 +95,12 @@ def _naming(name: str) -> Iterator[None]:
         raise InputError(f"{name}: {error}") from None
 
 
-def _store_small(name: str, weight: Tensor, rule: Rule) -> dict[str, Tensor]:
-    if not torch.isfinite(weight.half()).all():
+def _store_small(name: str, weight: Tensor, rule: Rule, config: QuantizeConfig) -> dict[str, Tensor]:
+    half = shortened(weight.half(), config.small_bits)
+    if not torch.isfinite(half).all():
         raise InputError("a value is not finite in float16: the training run diverged, train again")
     if not rule.int8_rows:
-        return {name: weight.half()}
+        return {name: half}
     scale = absmax_scale(weight, 127)
     return {f"{name}.gq": round_to_nearest(weight.float(), scale, 127), f"{name}.gs": scale}
 
@@ -112,6 +113,8 @@ def _quantize_matrix(
     if H is None:
         raise InputError("no Hessian was collected for it: run `pgolf calibrate` again")
     scale = sdclip_scale(weight, rule.grid.k_sigma, rule.grid.clip)
+    if config.scale_steps is not None:
+        scale = geometric(scale, config.scale_steps)
     codes = gptq_quantize(weight, H, scale, rule.grid.clip, damp=config.damp, blocksize=config.blocksize)
     return {f"{name}.q": codes, f"{name}.scale": scale}, weight.float() - dequantize(codes, scale)
 

@@ -1,5 +1,6 @@
 """Packed programs run like their sources: alone, in an empty folder, without site packages or the pipeline's tools."""
 
+import ast
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pgolf.errors import InputError
 from pgolf.sections import load_sections
 from pgolf.submit.closure import ClosureError, find_module, import_closure
 from pgolf.submit.pack_code import ALLOWED, FORBIDDEN, OPTIONAL, minify, optional_modules, pack_code, unpack_code
@@ -70,8 +72,8 @@ FILES = {
         "    assert params, 'never empty'\n"
         "    numbers = [constants.SCALE, constants.NAME, config.twice()]\n"
         "    print(json.dumps([*numbers, repr(config), sorted(annotations), value]))\n"
-        "    assert 'y=x*BLOCK' in source.replace(' ', '') and 'return 1' in kernel.method_source\n"
-        "    if 'y=x*BLOCK' not in source.replace(' ', '') or 'return 1' not in kernel.method_source:\n"
+        "    assert '=x*BLOCK' in source.replace(' ', '') and 'return 1' in kernel.method_source\n"
+        "    if '=x*BLOCK' not in source.replace(' ', '') or 'return 1' not in kernel.method_source:\n"
         "        raise SystemExit('no source')\n"
     ),
 }
@@ -122,7 +124,7 @@ def test_the_packed_program_does_what_its_source_does(program: Path, tmp_path: P
     assert status == 0, errors
     assert output == run_unpacked(program, PARAMS)
     assert json.loads(output)[1:3] == ["prog ü \\0", 8]
-    assert len(packed.source.splitlines()) == 3
+    assert len(packed.source.splitlines()) == 4
 
 
 def test_equal_input_gives_equal_bytes_and_any_change_changes_them(program: Path) -> None:
@@ -148,6 +150,30 @@ def test_readable_and_counted_are_the_same_program(program: Path) -> None:
     assert sum(packed.modules.values()) == sum(len(text.encode()) for text in files.values())
 
 
+def test_every_byte_survives_the_literal_that_holds_it(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever bytes the codec gives, in whatever order, they come back from the text of the file."""
+    everything = bytes(a for pair in ((x, y) for x in range(256) for y in (0, 10, 13, 34, 48, 92)) for a in pair)
+    monkeypatch.setattr("pgolf.submit.pack_code._compress", lambda blob, codec: everything)
+    source = pack_code("prog.main", program, PARAMS).source
+    literal = next(node for node in ast.walk(ast.parse(source)) if node_is_data(node))
+    assert literal.value.encode("latin1") == everything  # as Python reads the file
+    assert len(source) < len(everything) * 2
+    received: list[bytes] = []
+    monkeypatch.setattr("brotli.decompress", lambda data: received.append(data) or b"a\0b\0{}")
+    assert unpack_code(source) == ({"a": "b"}, {})
+    assert received == [everything]
+
+
+def test_another_file_is_refused() -> None:
+    with pytest.raises(InputError, match="no packed train_gpt"):
+        unpack_code(b"print(1)")
+
+
+def node_is_data(node: ast.AST) -> bool:
+    """Whether a node is the literal with the compressed program."""
+    return isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) > 1000
+
+
 def test_what_nothing_reads_is_not_shipped(program: Path) -> None:
     files, _ = unpack_code(pack_code("prog.main", program, PARAMS).source)
     everything = "\n".join(files.values())
@@ -156,6 +182,28 @@ def test_what_nothing_reads_is_not_shipped(program: Path) -> None:
     assert "size:int" in files["prog/part/config.py"]  # dataclass fields are their annotations
     assert "BLOCK:constexpr" in files["prog/part/kernel.py"]  # Triton reads this one
     assert "->" not in files["prog/part/config.py"]
+
+
+@pytest.mark.parametrize("module", sorted(import_closure(["pgolf.runtime"], ROOT)))
+def test_only_variables_inside_functions_are_renamed(module: str) -> None:
+    """Arguments (keyword calls, operator schemas), attributes, globals and class members keep their names."""
+    path = import_closure(["pgolf.runtime"], ROOT)[module]
+    before = ast.parse(path.read_text())
+    after = ast.parse(minify(path.read_text(), path.name))
+
+    def kept(tree: ast.Module) -> dict[str, list[Any]]:
+        nodes = list(ast.walk(tree))
+        functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+        classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
+        methods = [node for c in classes for node in c.body]  # their first argument, self, goes by position
+        return {
+            "top": [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)],
+            "arguments": [[a.arg for a in (*f.args.args, *f.args.kwonlyargs)][f in methods :] for f in functions],
+            "fields": [[n.target.id for n in c.body if isinstance(n, ast.AnnAssign)] for c in classes],
+            "methods": [[n.name for n in c.body if isinstance(n, ast.FunctionDef)] for c in classes],
+        }
+
+    assert kept(after) == kept(before)
 
 
 def test_an_excluded_module_is_left_out_and_missed_only_where_it_is_used(program: Path, tmp_path: Path) -> None:
