@@ -1,4 +1,4 @@
-"""Free choices of a model made so that it is smallest: orders of neurons and of head dimensions, and scales.
+"""Free choices of a model made so that it is smallest: orders of neurons and of head dimensions.
 
 A permutation of a block's MLP neurons (rows of `mlp.fc`, columns of `mlp.proj`), of the value dimensions of a head
 (rows of `c_v`, columns of `proj` in every head that shares it) or of the dimensions behind the rotary ones (rows of
@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from pgolf.codec.series import grid
-
 Array = np.ndarray[Any, np.dtype[Any]]
 Tensors = dict[str, Array]
 
@@ -21,18 +19,6 @@ ROWS = (".q", ".scale", ".lqA_a", ".lqA", ".lqAs")
 """Suffixes of what follows a matrix's rows."""
 COLUMNS = (".q", ".lqB")
 """Suffixes of what follows a matrix's columns; asymmetric factors (`.lqB_a`) have scales by position and cannot."""
-
-
-def gridded(scale: Array, steps: int) -> Array:
-    """The float16 scales on the geometric grid 2^(k / steps), `steps` one of 2, 4, 8, 16, 32: the nearest in ratio.
-
-    To be done before GPTQ, which then rounds to the grid's scale: it is a jitter of the clip, no error. Scales must be
-    positive.
-    """
-    points = grid(steps).view(np.float16)
-    wide = points.astype(np.float64)
-    middle = np.sqrt(wide[1:] * wide[:-1])
-    return np.asarray(points[np.searchsorted(middle, scale.astype(np.float64))])
 
 
 def canonical_order(stored: Mapping[str, Array], heads: int, kv_heads: int, rotary: int) -> Tensors:

@@ -330,7 +330,7 @@ def test_a_trained_model_gains_on_text_with_habits_of_its_own():
     assert len(said) == 25
     assert sum(update.steps for update in result.updates) == 24 * 3
     unasked = references(model, tokens, sizes, dataclasses.replace(config, measure_gain=False), result)
-    assert unasked == (compared.plain, None)
+    assert unasked[:2] == (compared.plain, None)
 
 
 def test_the_gain_needs_no_pass_of_its_own_on_plain_windows(model, tokens):
