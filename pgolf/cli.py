@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pgolf import __version__, paths
+from pgolf import __version__, paths, run_commands
+from pgolf.audit.command import audit
 from pgolf.console import console, handled, table
 from pgolf.errors import InputError
 
@@ -56,6 +57,9 @@ def _stage_command(name: str) -> Callable[..., None]:
 
 for _name, _help in STAGES.items():
     app.command(_name, help=_help, rich_help_panel="Stages")(handled(_stage_command(_name)))
+for _command in (run_commands.compare, run_commands.record):
+    app.command(rich_help_panel="Runs")(handled(_command))
+app.command("audit", rich_help_panel="Runs")(handled(audit))
 
 
 @app.command(rich_help_panel="Runs")
@@ -285,27 +289,28 @@ def _refuse_existing(path: Path, force: bool) -> None:
 def bench_codec_command(
     file: Annotated[Path, typer.Argument(help="Quantized weights, ours or published.")] = paths.QUANTIZED,
     heads: Annotated[int, typer.Option(help="Query heads of the model, for predictions between heads.")] = 0,
-    picture: Annotated[Path, typer.Option(help="Where to draw the bits per element.")] = Path("scratch/codec.png"),
+    picture: Annotated[Path, typer.Option(help="Where to draw the sizes.")] = Path("scratch/codec.png"),
 ) -> None:
     """Bytes, bits per element and seconds of every codec on one quantized file."""
     from pgolf import artifacts
-    from pgolf.bench.codec import bench_codec, totals
+    from pgolf.bench.codec import ORDER0, bench_codec, totals
     from pgolf.console import progress
-    from pgolf.report.plots import bits_by_codec
+    from pgolf.report.plots import bytes_by_codec
 
     with progress("bench codec") as show:
         results = bench_codec(artifacts.require(file, "quantize"), heads, show)
-    bits: dict[str, dict[str, float]] = {}
+    order0 = {row.group: max(row.packed, 1) for row in results if row.codec == ORDER0}
+    percent: dict[str, dict[str, float]] = {}
     for row in results:
-        bits.setdefault(row.group, {})[row.codec] = 8 * row.packed / max(row.symbols, 1)
+        percent.setdefault(row.group, {})[row.codec] = 100 * row.packed / order0[row.group]
     rows = [
         (r.group, r.codec, r.raw, r.packed, f"{8 * r.packed / max(r.symbols, 1):.4f}", f"{r.encode_seconds:.2f}",
          f"{r.decode_seconds:.2f}")
-        for r in [*sorted(results, key=lambda r: (list(bits).index(r.group), r.packed)), *totals(results)]
+        for r in [*sorted(results, key=lambda r: (list(percent).index(r.group), r.packed)), *totals(results)]
     ]  # fmt: skip
     table("codecs", ("stream", "codec", "raw bytes", "bytes", "bits", "encode s", "decode s"), rows)
     picture.parent.mkdir(parents=True, exist_ok=True)
-    bits_by_codec(picture, bits)
+    bytes_by_codec(picture, percent)
     console.print(f"picture: {picture}")
 
 

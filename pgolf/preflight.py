@@ -2,10 +2,14 @@
 later, or a full disk, costs a run. Nothing here can affect a byte of an artifact.
 """
 
+import importlib.metadata
 import importlib.util
+import platform
 import shutil
 import warnings
 from pathlib import Path
+
+import torch
 
 from pgolf.errors import InputError
 from pgolf.plan import Plan, make_plan
@@ -34,6 +38,21 @@ def preflight(params: Path, vocab_size: int, tokens_per_second: float | None = N
     if free < need:
         raise InputError(f"{free / 1e9:.1f} GB of disk are free here; a run of this size may need {need / 1e9:.1f} GB")
     return plan
+
+
+def versions() -> dict[str, str]:
+    """What a run was made with, for its metrics: Python, torch, CUDA and flash-attn, "none" where it is not there."""
+    flash = [
+        f"{name} {importlib.metadata.version(name)}"
+        for name in ("flash-attn-4", "flash-attn-3", "flash-attn")
+        if any(importlib.metadata.distributions(name=name))
+    ]
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "none",
+        "flash_attn": ", ".join(flash) or "none",
+    }
 
 
 def _packages(sections: Sections) -> None:

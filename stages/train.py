@@ -11,7 +11,7 @@ from pgolf.device import hardware_name, peak_memory_bytes, pick_device
 from pgolf.model.attention import backend
 from pgolf.model.config import ModelConfig
 from pgolf.params import section
-from pgolf.preflight import preflight
+from pgolf.preflight import preflight, versions
 from pgolf.train.checkpoint import Checkpoints
 from pgolf.train.config import TrainConfig
 from pgolf.train.loop import Report
@@ -55,6 +55,7 @@ def train(params: Path = paths.PARAMS) -> None:
         "hardware": hardware_name(device),
         "attention": attention,
         "record_eligible": resume is None,
+        **versions(),
     }
     artifacts.write_json(paths.metrics("train"), metrics)
     checkpoints.clear()

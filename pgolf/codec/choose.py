@@ -17,7 +17,7 @@ Report = Callable[[str], None]
 TRIED_WHOLE = 1 << 18
 """Bytes of a group up to which every compressor is tried; of larger ones brotli has to promise a gain on a sample."""
 SAMPLE = 1 << 16
-STATES = 6144
+STATES = 12288
 """Most bytes of the lanes' states, which stand in the first stream of our coder."""
 MOST_PER_BYTE = 64
 """Symbols of our coder per stored byte: what bounds the time that a small hostile file can take."""

@@ -18,9 +18,9 @@ version 1; all numbers are unsigned and little-endian, offsets and lengths are i
 
 Codecs: 0 stored as it is, 1 brotli, 2 zstd frame without magic number and with a window of at most 16 MiB, 3 raw LZMA2
 whose dictionary size is the unpacked length, at least 4 KiB and at most 16 MiB, 4 our entropy coder (docs/codec.md, not
-for the header). A stored length is never above the unpacked one (for codec 4: by more than 6,144), and equal to it for
+for the header). A stored length is never above the unpacked one (for codec 4: by more than 12,288), and equal to it for
 codec 0. The unpacked lengths of all streams together are at most 1 GiB, and of a stream of codec 4 at most 64 times the
-stored length plus 6,144.
+stored length plus 12,288.
 
 Stream i belongs to the i-th group of the layout, in order of first appearance. Its unpacked bytes are, for each maximal
 run of consecutive tensors of the group whose elements have equal width w: the run's elements one tensor after the

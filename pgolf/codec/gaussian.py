@@ -27,7 +27,7 @@ LIMIT = 8
 HALF = LIMIT * FINE
 PRECISION = float(FINE << 16) / UNIT
 """`inverse` = PRECISION / standard deviation in code steps, rounded: 2^17 at a deviation of one step."""
-LEAST, MOST = 2.0**-4, 2.0**14
+LEAST, MOST = 2.0**-7, 2.0**14
 """Bounds of the standard deviation, in code steps."""
 _FAR = 2.0**28
 _COARSE = 8
@@ -72,11 +72,13 @@ def quantiles() -> Array:
 
 
 def scale_of(variance: Array) -> Array:
-    """The `inverse` of a variance (code steps squared): the only division and root, each correctly rounded by IEEE 754.
+    """The `inverse` of a variance (code steps squared, at least 0): the only division and root, each correctly rounded.
 
-    What is out of bounds is brought back to them.
+    What is added keeps deviations between 2^-7 and 2^14 steps, without comparisons.
     """
-    return np.rint(PRECISION / np.sqrt(np.minimum(np.maximum(variance, LEAST**2), MOST**2)))
+    inverse: Array = np.rint(PRECISION / np.sqrt(variance + LEAST**2))
+    inverse += PRECISION / MOST
+    return inverse
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,12 +114,14 @@ class Alphabet:
     def finder(self, mean: Array, inverse: Array) -> Callable[[slice, Array], tuple[Array, Array, Array]]:
         """For points of some of the symbols: the symbols, the points' distance from their intervals' start, widths."""
         scale = inverse * 2.0**-16
-        origin, spread = HALF - mean * scale, 65536.0 / inverse
-        if self.uniform:  # in symbols instead of 1/256
-            spread, mean = spread * (1 / UNIT), (mean - self.edges[1]) * (1 / UNIT) + 1.0
+        origin, unit = HALF - mean * scale, 1.0
+        if self.uniform:  # guesses in symbols instead of 1/256
+            unit = 1 / UNIT
+            mean = mean * unit + (1.0 - float(self.edges[1]) * unit)
+        spread = (65536.0 * unit) / inverse
 
         def find(part: slice, points: Array, /) -> tuple[Array, Array, Array]:
-            guess = quantiles().take(points >> _COARSE) * spread[part] + mean[part]
+            guess = quantiles().take(points >> _COARSE, mode="clip") * spread[part] + mean[part]
             symbols: Array = guess.astype(np.intp) if self.uniform else np.searchsorted(self.edges[1:-1], guess)
             low, width = self._interval(symbols, scale[part], origin[part])
             offset = points - low

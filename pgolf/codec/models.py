@@ -7,12 +7,11 @@ in `tensors` to the coder, a decoder writes what comes out of it into `tensors`.
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby, pairwise
-from typing import Any
 
 import numpy as np
 
 from pgolf.codec.backends import CorruptStreamError
-from pgolf.codec.embedding import PARENTS, code_embedding, find_parents
+from pgolf.codec.embedding import PARENTS, code_embedding, find_parents, innovations
 from pgolf.codec.layout import Array, Entry
 from pgolf.codec.rans import Coder, Uniform, flat
 from pgolf.codec.series import Series
@@ -143,7 +142,7 @@ class Models:
             order = np.argsort(-scale.view(np.int16).astype(np.int64), kind="stable")
         ranked, parents = codes[order], np.full((len(codes), PARENTS), -1)
         if self.encoding:
-            parents = find_parents(code_embedding(_Silent(), ranked, side, parents))
+            parents = find_parents(innovations(ranked, side))
         code_embedding(self.coder, ranked, side, parents)
         codes[order] = ranked
 
@@ -164,13 +163,6 @@ class Models:
             energy=np.maximum(energy, 1) / ENERGY_UNIT,
             tolerance=max(sent, 1) / TOLERANCE_UNIT,
         )
-
-
-class _Silent:
-    """A coder that codes nothing."""
-
-    def code(self, alphabet: Any, given: Array, mean: Array, inverse: Array) -> Array:
-        return given
 
 
 def cut(lines: Array, parts: Sequence[int]) -> list[Array]:

@@ -21,7 +21,7 @@ WORD = 16
 FLOOR = 1 << 32
 """Least state; an encoder begins with it, or up to 2^32 above it."""
 STATE_BYTES = 6
-LANES = 1024
+LANES = 2048
 """Most lanes of a stream; each costs about 2 bytes, and fewer are slower."""
 
 

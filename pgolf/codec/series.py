@@ -55,8 +55,9 @@ def bits_of(order: Array) -> Array:
 def grid(steps: int) -> Array:
     """Bit patterns uint16 of a grid of `GRIDS`, in the order of their values."""
     if steps <= 0:
-        patterns = bits_of(np.arange(0x10000)).astype(np.uint16)
-        return patterns[patterns & (1 << -steps) - 1 == 0]
+        patterns: Array = bits_of(np.arange(0x10000)).astype(np.uint16)
+        kept: Array = patterns[patterns & (1 << -steps) - 1 == 0]
+        return kept
     root, values = 2.0, [1.0]
     for _ in range(steps.bit_length() - 1):
         root = math.sqrt(root)
@@ -67,9 +68,22 @@ def grid(steps: int) -> Array:
 
 
 @cache
+def members(steps: int) -> Array:
+    """bool [2^16]: which patterns are on a grid."""
+    found: Array = np.isin(np.arange(0x10000), grid(steps))
+    return found
+
+
+@cache
+def ranks_of(steps: int) -> Array:
+    """Ranks of a grid's patterns."""
+    return order_of(grid(steps))
+
+
+@cache
 def values_of(steps: int) -> Array:
     """float64 of a grid's patterns; infinities and NaNs are placed beyond the largest numbers."""
-    values, rank = grid(steps).view(np.float16).astype(np.float64), order_of(grid(steps))
+    values, rank = grid(steps).view(np.float16).astype(np.float64), ranks_of(steps)
     return np.where(np.isfinite(values), values, np.where(rank & 0x8000, 65536.0 + rank, rank - 131072.0))
 
 
@@ -102,7 +116,7 @@ class Series:
     def code(self, key: str, bits: Array) -> None:
         """Code a vector of float16 bit patterns uint16 [n] in place; a decoder fills it."""
         steps = self._grid(bits)
-        patterns, self.values, ranks = grid(steps), values_of(steps), order_of(grid(steps))
+        patterns, self.values, ranks = grid(steps), values_of(steps), ranks_of(steps)
         rank = np.minimum(np.searchsorted(ranks, order_of(bits)), len(ranks) - 1)
         if runs := self._runs(rank):
             for run in rank.reshape(runs, -1):
@@ -112,7 +126,6 @@ class Series:
         middle, spread, tail, low = self._shape(rank)
         first = self.values[:: 1 << low]
         alphabet = cells(_warp((first[1:] + self.values[(1 << low) - 1 : -1 : 1 << low]) * 0.5, middle, spread, tail))
-        points = _warp(self.values, middle, spread, tail)
         kind = re.sub(r"\d+", "", key)
         others = self._others(kind, len(bits))
         y = np.zeros(len(bits))
@@ -127,8 +140,9 @@ class Series:
             inverse = scale_of(np.full(len(places), noise / (count * 65536.0)))
             high = self.coder.code(alphabet, rank[places] >> low, mean, inverse)
             rest = self.coder.code(Uniform(1 << low), rank[places] & (1 << low) - 1, *flat(len(places)))
-            rank[places] = np.minimum(high << low | rest, len(points) - 1)
-            y[places] = np.minimum(np.maximum(points[rank[places]], -8 * UNIT), 8 * UNIT)
+            rank[places] = np.minimum(high << low | rest, len(self.values) - 1)
+            point = _warp(self.values[rank[places]], middle, spread, tail)
+            y[places] = np.minimum(np.maximum(point, -8 * UNIT), 8 * UNIT)
             error = y[places] - mean
             squares = squares * FORGET + regressors @ regressors.T
             cross = cross * FORGET + regressors @ y[places]
@@ -140,7 +154,7 @@ class Series:
 
     def _grid(self, bits: Array) -> int:
         """Send and return the coarsest grid that all numbers lie on, see `grid`."""
-        fits = [index for index, steps in enumerate(GRIDS[:-1]) if np.isin(bits, grid(steps)).all()]
+        fits = [index for index, steps in enumerate(GRIDS[:-1]) if members(steps)[bits].all()]
         sent = np.array([*fits, len(GRIDS) - 1][:1])
         return GRIDS[int(self.coder.code(Uniform(len(GRIDS)), sent, *flat(1))[0])]
 

@@ -49,19 +49,19 @@ def loss_curve(
     _save(path)
 
 
-def bits_by_codec(path: Path, bits: Mapping[str, Mapping[str, float]]) -> None:
-    """Bits per element of each stream (outer key), one mark per codec (inner key); ours in orange."""
-    streams = list(bits)[::-1]
-    codecs = sorted({codec for row in bits.values() for codec in row})
+def bytes_by_codec(path: Path, percent: Mapping[str, Mapping[str, float]]) -> None:
+    """Size of each stream (outer key) in percent of its order-0 entropy, a mark per codec (inner); ours in orange."""
+    streams = list(percent)[::-1]
+    codecs = sorted({codec for row in percent.values() for codec in row})
     _, axes = plt.subplots(figsize=(8, 0.42 * len(streams) + 1.6), layout="constrained")
     for codec, marker in zip(codecs, "osD^vPX*<>" * len(codecs), strict=False):
-        places = [index for index, stream in enumerate(streams) if codec in bits[stream]]
-        values = [bits[streams[index]][codec] for index in places]
+        places = [index for index, stream in enumerate(streams) if codec in percent[stream]]
+        values = [percent[streams[index]][codec] for index in places]
         color = ORANGE if codec == "gauss" else GREY if codec == "order-0" else BLUE
         axes.plot(values, places, marker, color=color, label=codec, fillstyle="full" if codec == "gauss" else "none")
     axes.set_yticks(range(len(streams)), streams)
     _plain(axes)
-    axes.set_xlabel("bits per element")
+    axes.set_xlabel("percent of order-0 entropy")
     axes.set_title("What each codec needs", loc="left", fontweight="bold")
     axes.legend(frameon=False, ncols=len(codecs), loc="lower center", bbox_to_anchor=(0.5, -0.35))
     _save(path)

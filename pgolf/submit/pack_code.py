@@ -9,6 +9,7 @@ gives equal bytes.
 """
 
 import ast
+import functools
 import json
 import lzma
 import re
@@ -192,6 +193,7 @@ def check_closure(files: Mapping[str, Path], root: Path, exclude: Collection[str
                     )
 
 
+@functools.cache
 def minify(source: str, path: str) -> str:
     """One module's source without comments, docstrings, assertions and annotations that nothing reads.
 

@@ -35,16 +35,19 @@ LAYERS: dict[str, set[str]] = {
     "checkpoint_file": BASE | {"artifacts", "model"},
     "checkpoint_parts": BASE | {"artifacts", "model", "checkpoint_file"},
     "adopt": BASE | {"artifacts", "data", "model", "quant", "params", "paths"},
-    "submit": BELOW_SUBMIT,
-    "report": BELOW_SUBMIT | {"submit"},
+    "runs": {"errors", "config", "artifacts", "params", "paths"},
+    "submit": BELOW_SUBMIT | {"params", "paths", "runs"},
+    "report": BELOW_SUBMIT | {"submit", "paths", "runs"},
+    "run_commands": BELOW_SUBMIT | {"submit", "report", "runs"},
     "bench": BELOW_RUNTIME,
     "sections": BELOW_SUBMIT | {"submit", "params"},
+    "audit": BELOW_SUBMIT | {"submit", "params", "paths", "sections"},
     "plan": BELOW_RUNTIME | {"sections"},
     "presets": {"errors", "config", "artifacts", "params", "sections"},
     "preflight": {"errors", "plan", "sections"},
     "cli": BELOW_SUBMIT
     | {"submit", "report", "paths", "plan", "sections", "presets", "preflight", "stages"}
-    | {"checkpoint_parts", "adopt", "bench"},
+    | {"checkpoint_parts", "adopt", "bench", "run_commands", "audit"},
 }
 """Part of pgolf -> what it may import besides itself. `pgolf` itself (the version) is open to all."""
 

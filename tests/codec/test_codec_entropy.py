@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pgolf.codec.backends import CorruptStreamError
 from pgolf.codec.container import pack, stream_sizes, unpack
 from pgolf.codec.covariance import ONE, ldl
-from pgolf.codec.embedding import row_blocks
+from pgolf.codec.embedding import DEPTH, depths, row_blocks
 from pgolf.codec.layout import Entry, raw_size
 from pgolf.codec.ridge import Ridge
 from pgolf.codec.series import bits_of, order_of, passes
@@ -134,6 +135,39 @@ def test_similar_rows_of_the_embedding_are_found():
     sizes = [len(pack({}, layout, {"tok_emb.weight.q": x}, "gauss")) for x in (codes, alone)]
     ideal = 256 * (256 * -0.5 * np.log2(1 - 0.81) - 9) / 8
     assert 0.5 * ideal < sizes[1] - sizes[0] < 1.1 * ideal
+
+
+def test_parents_in_the_same_block_are_found():
+    random = np.random.default_rng(8)
+    rows = random.normal(0, 4, (4, 60, 256))
+    rows[1:] = 0.1 * rows[1:] + rows[:1]
+    layout = [Entry("tok_emb", "tok_emb.weight.q", "int8", (240, 256))]
+    sizes = []
+    for order in (np.arange(240), np.arange(240).reshape(4, 60).T.ravel()):  # a family apart, and side by side
+        codes = np.rint(rows.reshape(240, 256)[order]).clip(-63, 63).astype(np.int8)
+        sizes.append(len(pack({}, layout, {"tok_emb.weight.q": codes}, "gauss")))
+    assert sizes[1] < 1.03 * sizes[0]
+    assert max(sizes) < 0.9 * 240 * 256 * np.log2(4 * np.sqrt(2 * np.pi * np.e)) / 8  # of rows without relatives
+
+
+@given(st.integers(0, 2**32), st.integers(1, 30))
+def test_depths_are_those_of_the_family_tree(seed, count):
+    random = np.random.default_rng(seed)
+    parents = np.array([random.integers(-3 * i - 1, i + 1, 2) - 1 for i in range(count)])  # earlier rows, or none
+    plain = []
+    for pair in parents.tolist():
+        plain.append(max((plain[parent] + 1 for parent in pair if parent >= 0), default=0))
+    if max(plain) <= DEPTH:
+        assert depths(parents).tolist() == plain
+    else:
+        with pytest.raises(CorruptStreamError, match="too deep"):
+            depths(parents)
+
+
+@pytest.mark.parametrize("parents", [[[0, -1]], [[1, -1], [-1, 0]], [[row - 1, -1] for row in range(DEPTH + 2)]])
+def test_rows_that_are_their_own_ancestors_are_refused(parents):
+    with pytest.raises(CorruptStreamError, match="own ancestors"):
+        depths(np.array(parents))
 
 
 def test_ldl_is_the_factorization():
@@ -263,39 +297,52 @@ def mutate(random, blob):
     return blob
 
 
+def victims():
+    """Header, layout and container: our coder on two models, and every backend on the smaller one."""
+    small = model(np.random.default_rng(9), layers=1, dim=8, hidden=16, vocab=70)
+    cases = [(*stored(), "gauss"), (*small, "gauss"), (*small, "brotli"), (*small, "zstd"), (*small, "lzma")]
+    return [(layout, pack({"model": {"heads": 2}}, layout, tensors, codec)) for layout, tensors, codec in cases]
+
+
 def fuzz(count, seed):
+    """Damage `count` containers with and without a new checksum; how many of each of `victims` decoded to garbage."""
     random = np.random.default_rng(seed)
-    layout, tensors = stored()
-    blob = pack({"model": {"heads": 2}}, layout, tensors, "gauss")
-    frame = len(blob) - sum(size.packed for size in stream_sizes(blob, lambda _: layout).values())
-    survived = 0
-    tracemalloc.start()
-    for _ in range(count):
+    cases, survived = victims(), [0] * 5
+    for number in range(count):
+        kind = (0, 1, 1, 1, 1, 2, 3, 4)[number % 8]
+        layout, blob = cases[kind]
+        frame = len(blob) - sum(size.packed for size in stream_sizes(blob, lambda _: layout).values())  # noqa: B023
         damaged = mutate(random, blob)
         if random.random() < 0.5 and len(damaged) > frame:  # only the streams are hit
             damaged = blob[:frame] + mutate(random, blob[frame:])
             damaged = (damaged + bytes(len(blob)))[: len(blob)]
         for case in (damaged, reseal(damaged)):
+            traced = number % 32 < 8  # every kind; it takes several times as long
+            if traced:
+                tracemalloc.start()
             start = time.process_time()
             try:
-                _, found = unpack(case, lambda _: layout)
+                _, found = unpack(case, lambda _: layout)  # noqa: B023
             except InputError as error:
                 assert "run `pgolf compress` again" in str(error)  # noqa: PT017
             else:
-                survived += case != blob
+                survived[kind] += case != blob
                 assert {key: tensor.shape for key, tensor in found.items()} == {e.key: e.shape for e in layout}
-            assert time.process_time() - start < 1.0
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 64 * raw_size(layout) + (8 << 20)
+            assert traced or time.process_time() - start < 1.0
+            assert tracemalloc.get_traced_memory()[1] < 64 * raw_size(layout) + (8 << 20)
+            tracemalloc.stop()
     return survived
 
 
 def test_fuzz():
-    assert fuzz(25, 7) <= 2  # the lanes' last states are a checksum of the codes
+    survived = fuzz(48, 7)
+    assert sum(survived[:2]) <= 2  # the lanes' last states are a checksum of the codes
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_fuzz_long():
-    fuzz(10_000, 1855)
+    survived = fuzz(10_000, 1855)
+    print(survived)
+    assert sum(survived[:2]) < 100
+    assert min(survived[2:]) > 0  # stored and compressed streams have no such sum: bounded garbage

@@ -1,5 +1,6 @@
 """Damaged and hostile containers: one clear InputError, or bounded tensors."""
 
+import gc
 import hashlib
 import json
 import struct
@@ -59,6 +60,20 @@ def refused(blob, layout=lambda header: []):
         unpack(blob, layout)
     assert "run `pgolf compress` again" in str(caught.value)
     return str(caught.value)
+
+
+def least_peak(function):
+    """What it returns, and the least peak of three runs: what other tests' threads allocate meanwhile is traced too."""
+    peaks = []
+    for _ in range(3):
+        gc.collect()
+        tracemalloc.start()
+        try:
+            result = function()
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    return result, min(peaks)
 
 
 def patched(blob, offset, data):
@@ -127,8 +142,8 @@ def test_resealed_damage_inside_a_stream_names_the_stream(codec):
         ([(0, 4, b"abcd"), (0, 5, b"abcd")], "the lengths of stream 1 do not add up"),
         ([(1, 3, b"abcd")], "the lengths of stream 0 do not add up"),
         ([(5, 9, b"abcd")], "stream 0 has codec 5, which does not exist in version 1"),
-        ([(4, 64 * 6145 + 1, b"a")], "the lengths of stream 0 do not add up"),
-        ([(4, 9, bytes(9 + 6145))], "the lengths of stream 0 do not add up"),
+        ([(4, 64 * 12289 + 1, b"a")], "the lengths of stream 0 do not add up"),
+        ([(4, 9, bytes(9 + 12289))], "the lengths of stream 0 do not add up"),
         ([(255, 9, b"abcd")], "stream 0 has codec 255"),
         ([(1, 1 << 30, b"a"), (1, 1, b"a")], "the streams declare 1073741825 bytes, more than 1073741824"),
         ([(1, 0xFFFFFFFF, b"a")] * 3, "the streams declare"),
@@ -218,16 +233,11 @@ def test_huge_declared_sizes_do_not_allocate(codec):
     number = 1 + CODECS.index(codec)
     blob = build({}, [(number, MAX_RAW_BYTES, packed)])
     header_blob = build({}, [], head=(number, MAX_HEADER_BYTES, packed))
-    tracemalloc.start()
-    try:
-        message = refused(blob, lambda _: [Entry("g", "t", "float32", (MAX_RAW_BYTES // 4,))])
-        header_message = refused(header_blob)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    message, peak = least_peak(lambda: refused(blob, lambda _: [Entry("g", "t", "float32", (MAX_RAW_BYTES // 4,))]))
+    header_message, header_peak = least_peak(lambda: refused(header_blob))
     assert f"the {codec} data is corrupt: it unpacks to 1000 bytes where {MAX_RAW_BYTES} are declared" in message
     assert f"the {codec} data is corrupt: it unpacks to 1000 bytes where {MAX_HEADER_BYTES}" in header_message
-    assert peak < WINDOW + 2 * STEP
+    assert max(peak, header_peak) < WINDOW + 2 * STEP
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -236,12 +246,7 @@ def test_a_bomb_stops_at_the_declared_size(codec):
     number = 1 + CODECS.index(codec)
     declared = 100_000
     blob = build({}, [(number, declared, bomb)])
-    tracemalloc.start()
-    try:
-        message = refused(blob, lambda _: [Entry("g", "t", "uint8", (declared,))])
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    message, peak = least_peak(lambda: refused(blob, lambda _: [Entry("g", "t", "uint8", (declared,))]))
     assert f"the {codec} data is corrupt" in message
     assert peak < 4 * STEP
 

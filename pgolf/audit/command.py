@@ -1,0 +1,35 @@
+"""The command line of the audit; what it needs is imported when it runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pgolf import paths
+from pgolf.console import progress, table
+
+
+def audit(
+    path: Annotated[
+        Path | None, typer.Argument(help="A submission folder (never run) or an artifact; without it, the run here.")
+    ] = None,
+    base: Annotated[
+        list[float] | None, typer.Option(help="Loss of one seed of the record to beat, nats per token; repeat it.")
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="The record to beat, by name: PR1855.")] = None,
+    json: Annotated[Path, typer.Option(help="Where to write the findings.")] = paths.SCRATCH / "audit.json",
+    params: Annotated[Path, typer.Option(help="Parameter file.")] = paths.PARAMS,
+) -> None:
+    """Judge a run by the rules: bytes, clocks, who saw which token when; exit 1 when a check fails."""
+    from pgolf import artifacts
+    from pgolf.audit.run import audit as judge
+    from pgolf.rules import load_rules
+    from pgolf.submit.leaderboard import record
+
+    losses = [*(base or ()), *(record(against).losses().values() if against else ())]
+    with progress("audit") as show:
+        found = judge(path, params, load_rules(), losses, show)
+    artifacts.write_json(json, found.to_json())
+    table(f"audit of {found.subject}, rules {found.rules}", ("check", "verdict", "evidence", "judged by"), found.rows())
+    if found.failed:
+        raise typer.Exit(1)

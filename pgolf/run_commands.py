@@ -1,0 +1,64 @@
+"""The commands of `pgolf` about several runs at once: `compare` and `record`."""
+
+import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pgolf.console import table
+
+
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders, revisions, DVC experiments, `workspace`, submission folders, PR1855; the first is the base."
+        ),
+    ],
+    margin: Annotated[float | None, typer.Option(help="Nats per token to win by (default: the rule).")] = None,
+    p_value: Annotated[float | None, typer.Option(help="Largest p of a record (default: the rule).")] = None,
+    resamples: Annotated[int, typer.Option(help="Bootstrap draws over documents.", min=100)] = 2000,
+) -> None:
+    """Compare configurations with their seeds under the record rule, every number in full precision."""
+    from pgolf.report.compare import against, find_runs, grouped
+    from pgolf.report.comparison_text import comparison_text
+    from pgolf.rules import load_rules
+
+    groups, rules = grouped(find_runs(runs)), load_rules()
+    results = [
+        against(groups[0], group, rules, margin=margin, p_value=p_value, resamples=resamples) for group in groups[1:]
+    ]
+    typer.echo(comparison_text(groups, results, rules), nl=False)
+
+
+def record(
+    out: Annotated[Path, typer.Argument(help="New folder for the submission.")],
+    runs: Annotated[list[str], typer.Argument(help="Runs as in `compare`, one per seed.")],
+    author: Annotated[str, typer.Option(help="Your name.")],
+    github_id: Annotated[str, typer.Option(help="Your GitHub account.")],
+    name: Annotated[str, typer.Option(help="Title.")],
+    blurb: Annotated[str, typer.Option(help="What is new, in one paragraph.")],
+    date: Annotated[str, typer.Option(help="ISO date (default: today).")] = "",
+    track: Annotated[str, typer.Option(help="Track of the challenge.")] = "track_non_record_16mb",
+    baseline: Annotated[str, typer.Option(help="Published record to compare with.")] = "PR1855",
+    also: Annotated[
+        list[str] | None, typer.Option(help="Another run that was made, for disclosure; DVC experiments are found.")
+    ] = None,
+) -> None:
+    """Write a submission folder: README, claims, logs, code, tokenizer and artifacts, all from finished runs."""
+    from pgolf.rules import load_rules
+    from pgolf.runs import experiments, load_run
+    from pgolf.submit import leaderboard
+    from pgolf.submit.claims import About
+    from pgolf.submit.record import record as write
+
+    about = About(
+        author=author, github_id=github_id, name=name, blurb=blurb, track=track,
+        date=date or datetime.datetime.now(datetime.UTC).date().isoformat(),
+    )  # fmt: skip
+    base, rules = leaderboard.record(baseline), load_rules()
+    made = [load_run(run) for run in dict.fromkeys([*(also or []), *experiments()])]
+    fields = write(out, [load_run(run) for run in runs], about, base, rules, also=made)
+    keys = ("val_bpb", "val_bpb_std", "val_loss", "bytes_total", "significance")
+    table(str(out), ("", "value"), [(key, fields[key]) for key in keys])

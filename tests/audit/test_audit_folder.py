@@ -1,0 +1,324 @@
+"""Seeded violations: every mutant of one clean submission folder is found by the check that it is for."""
+
+import base64
+import json
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from submissions import DIALECTS, PROGRAM, Submission
+
+from pgolf.audit.foreign import audit_folder
+from pgolf.rules import load_rules
+from pgolf.submit.pack_code import pack_code
+
+RULES = load_rules()
+Mutate = Callable[[Submission], object]
+
+
+def audit(folder: Path):
+    return audit_folder(folder, RULES)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_clean_folder_has_no_fail(dialect: str, tmp_path: Path) -> None:
+    found = audit(Submission.clean(dialect).write(tmp_path / "x"))
+    assert not found.failed, [f for f in found.findings if f.verdict == "fail"]
+    for check in ("bytes.rho", "tokens.val", "size.cap", "submission.logs", "submission.means", "log.complete"):
+        assert found.verdict(check) == "pass", check
+    unclear = {f.check for f in found.findings if f.verdict == "cannot tell"}
+    assert unclear <= {"seeds.significance", "tokens.documents", "leak.gap"}
+
+
+def runs(**changes: object) -> Mutate:
+    """Change every run, and let logs and claims follow."""
+
+    def mutate(made: Submission) -> None:
+        for run in made.runs:
+            for key, value in changes.items():
+                setattr(run, key, value)
+        made.refresh()
+
+    return mutate
+
+
+def one_run(**changes: object) -> Mutate:
+    def mutate(made: Submission) -> None:
+        for key, value in changes.items():
+            setattr(made.runs[1], key, value)
+        made.refresh()
+
+    return mutate
+
+
+def claim(**changes: object) -> Mutate:
+    return lambda made: made.claims.update(changes)
+
+
+def log_line(text: str) -> Mutate:
+    """Print a line before the score."""
+
+    def mutate(made: Submission) -> None:
+        for lines in made.logs.values():
+            lines.insert(-2, text)
+
+    return mutate
+
+
+def replace_line(old: str, new: str) -> Mutate:
+    def mutate(made: Submission) -> None:
+        changed = {name: [line.replace(old, new) for line in lines] for name, lines in made.logs.items()}
+        assert changed != made.logs
+        made.logs = changed
+
+    return mutate
+
+
+def program(old: str, new: str) -> Mutate:
+    def mutate(made: Submission) -> None:
+        assert old in made.program
+        made.program = made.program.replace(old, new)
+        for run in made.runs:
+            run.raw = len(made.program.encode())
+        made.refresh()
+
+    return mutate
+
+
+def append(text: str) -> Mutate:
+    return program("def windows", text + "\n\ndef windows")
+
+
+def stop_early(made: Submission) -> None:
+    lines = made.logs["train_seed42.log"]
+    at = next(i for i, line in enumerate(lines) if "collecting" in line)
+    del lines[at + 1 :]
+
+
+def edited_seed(made: Submission) -> None:
+    """The claims are edited so that they agree with each other."""
+    results = made.claims["seed_results"]
+    results["42"]["val_bpb"] -= 0.002
+    made.claims["val_bpb"] = sum(r["val_bpb"] for r in results.values()) / 3
+    made.claims.pop("val_bpb_std")
+
+
+def selected(made: Submission) -> None:
+    """A fourth log, of a seed that is worse and does not count."""
+    made.logs["train_seed7.log"] = [line.replace("seed: 42", "seed: 7") for line in made.logs["train_seed42.log"]]
+
+
+def stub(made: Submission) -> None:
+    """A small program that runs a large one, which nobody counted."""
+    made.files["real.py"] = "".join(f"x{i} = {i * 2654435761 % 2**32 * i**3}\n" for i in range(4000))
+    program(PROGRAM, 'exec(open("real.py").read())\n')(made)
+    runs(code=400, model=15_990_000)(made)
+
+
+def other_code(made: Submission) -> None:
+    made.program += "\nNEW_FEATURE = True\n"
+
+
+def drop(name: str) -> Mutate:
+    return lambda made: made.files.update({name: None})
+
+
+def few(made: Submission) -> None:
+    del made.runs[2:]
+    made.refresh()
+
+
+LUT = runs(bytes=164_594_398)
+SPACES = runs(tokens=40_540_160, bytes=176_332_748)
+LABELS = runs(tokens=40_540_160, bytes=151_080_891 + 1_346_100)
+TTT_FIRST = """
+def adapt(model, val_tokens, optimizer, epochs):
+    for epoch in range(epochs):
+        for batch in val_tokens:
+            model.loss(batch).backward()
+            optimizer.step()
+"""
+MUTANTS: dict[str, tuple[Mutate, str, str]] = {
+    # accounting (A.9)
+    "CaseOps counted by the table": (LUT, "bytes.rho", "fail"),
+    "space counted twice": (SPACES, "bytes.rho", "fail"),
+    "byte pieces by label": (LABELS, "bytes.rho", "fail"),
+    "sp8192 with a CaseOps table": (runs(tokens=40_540_160, bytes=165_469_000), "bytes.rho", "fail"),
+    "custom metadata, +4.13 %": (runs(bytes=157_319_833), "bytes.rho", "fail"),
+    "3,000 bytes too many": (runs(bytes=151_077_499), "bytes.rho", "cannot tell"),
+    "10,000 documents scored": (runs(tokens=9_662_464, bytes=32_756_252), "tokens.val", "fail"),
+    "whole batches of the diagnostic": (runs(tokens=23_296 * 2048, bytes=150_638_137), "tokens.val", "fail"),
+    "subset by a switch": (runs(config={"val_max_tokens": "500000"}), "tokens.val", "fail"),
+    "fraction of the documents": (runs(config={"val_doc_fraction": "0.2"}), "tokens.val", "fail"),
+    "documents missing": (replace_line("total_docs:50000", "total_docs:49000"), "tokens.documents", "fail"),
+    "overlapping documents": (runs(shards=1499), "leak.shards", "fail"),
+    "doubled path": (runs(config={"val_files": "./datasets/datasets/x"}), "leak.shards", "cannot tell"),
+    "leaked validation": (replace_line("post-ema val_loss:2.3", "post-ema val_loss:2.4 val_bpb:1.09 was:"), "leak.gap",
+                          "cannot tell"),
+    # sizes
+    "over the cap": (runs(model=15_990_000), "size.cap", "fail"),
+    "fits 16 MiB only": (runs(model=16_300_000), "size.units", "fail"),
+    "total is no sum": (replace_line("Total submission size quantized+pergroup: 15", "Total submission size x: 14"),
+                        "size.sum", "fail"),
+    "stub over the cap": (stub, "size.stub", "fail"),
+    "log of other code": (other_code, "size.code", "fail"),
+    # clocks
+    "training overrun": (runs(train_ms=602_048, hessian=0.0), "clock.train", "fail"),
+    "calibration after the clock": (runs(train_ms=599_592), "clock.train", "fail"),
+    "evaluation overrun": (runs(eval_s=688.0), "clock.evaluate", "fail"),
+    # logs and claims
+    "log stops early": (stop_early, "log.complete", "fail"),
+    "edited submission.json": (edited_seed, "submission.logs", "fail"),
+    "edited mean": (claim(val_bpb=1.0591), "submission.means", "fail"),
+    "edited deviation": (claim(val_bpb_std=0.0002), "submission.means", "fail"),
+    "null field": (claim(val_loss=None), "submission.fields", "fail"),
+    "README with another number": (lambda made: made.files.update({"README.md": "| 42 | 1.05800001 |\n"}),
+                                   "readme.numbers", "cannot tell"),
+    "no submission.json": (drop("submission.json"), "files.required", "fail"),
+    "no logs": (lambda made: made.logs.clear(), "files.required", "fail"),
+    "denied compliance": (claim(compliance={"no_slot": False}), "submission.compliance", "fail"),
+    "selected seeds": (selected, "seeds.selected", "fail"),
+    "seven runs, three count": (claim(seed_results_all_runs_disclosure=list("abcdefg")), "seeds.selected", "fail"),
+    "mixed configurations": (one_run(config={"matrix_lr": "0.03"}), "seeds.config", "fail"),
+    "mixed code": (one_run(code=32_111), "seeds.code", "fail"),
+    "two seeds": (few, "seeds.count", "fail"),
+    "margin too small": (claim(comparison_baseline_bpb=1.0635), "seeds.significance", "fail"),
+    # the four conditions, as logs show them
+    "n-gram cache in the log": (log_line("ngram_eval:order=9 buckets=8388608"), "c2.ngram", "fail"),
+    "tilt": (log_line("ngram_tilt:hints total=47851520 gated=628130"), "c1.tilt", "cannot tell"),
+    "byte mixture": (log_line("ppm_mix bytes=29365687 mix_bpb=0.994872"), "c2.ppm", "fail"),
+    "SLOT in the log": (log_line("slot_eval: steps 16"), "c3.slot", "fail"),
+    "epochs before the score": (log_line("ttt_epoch:1/3 loss:1.9512 time:14.5s"), "c3.train_then_score", "fail"),
+    "calibrated on validation": (log_line("gptq:calibrating with val data"), "leak.calibration", "fail"),
+    # the program's text
+    "train then score": (append(TTT_FIRST), "static.train_then_score", "fail"),
+    "cache key with the target": (append("def key(ctx, targets):\n    return ctx ^ (targets * 31)\n"), "static.ngram",
+                                  "fail"),
+    "SLOT": (append("def eval_slot(m, x):\n    m(x).backward()\n"), "static.slot", "cannot tell"),
+    "PPM": (append("def ppm_mixture(x):\n    return x\n"), "static.ppm", "cannot tell"),
+    "calibration on validation": (program("model, train_loader", "model, train_loader, val_tokens"),
+                                  "static.calibration", "fail"),
+    "validation as training": (program("fineweb_train_*", "fineweb_val_*"), "static.train_files", "fail"),
+    "download": (append('def get():\n    os.system("wget http://example.org/x")\n'), "static.download", "fail"),
+    "byte total": (append("BYTES = 151_078_222\n"), "static.byte_total", "cannot tell"),
+    "spaces twice in the table": (
+        append("def count(b, has_leading_space, y):\n    return b[y] + has_leading_space[y]\n\n"
+               "def table(sp, n):\n    return [sp.is_byte(i) or len(sp.id_to_piece(i)[1:].encode()) + 1 for i in n]\n"),
+        "static.byte_table", "fail"),
+    "labels in the table": (program("if sp.is_byte(i)", "if False"), "static.byte_table", "fail"),
+    "repeated tail windows": (program("0 if start == 0 else length - stride", "max(total - stride, 0)"), "static.tail",
+                              "fail"),
+    "best of two": (append("def mix(nll_a, nll_b):\n    return torch.minimum(nll_a, nll_b)\n"), "static.oracle",
+                    "fail"),
+    "gate on the target": (append("def hint(target):\n    return is_boundary(target)\n"), "static.target_gate",
+                           "cannot tell"),
+    "smear across documents": (program("keep = ids[:, 1:, None] != 1", "keep = 1"), "static.smear", "cannot tell"),
+    "folded QAT flag": (append("def late(m):\n    m = torch.compile(m)\n    CastedLinear._qat_enabled = True\n"),
+                        "static.folded_flag", "cannot tell"),
+    "truncated by default": (append('LIMIT = os.environ.get("VAL_MAX_TOKENS", 500000)\n'), "static.truncation", "fail"),
+    "last chunk": (program("        if ci < len(chunks) - 1:", "        if ci:"), "static.last_chunk", "cannot tell"),
+    "no Python": (append("def broken(:\n"), "static.parsed", "fail"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_is_found_by_its_check(name: str, tmp_path: Path) -> None:
+    mutate, check, verdict = MUTANTS[name]
+    made = Submission.clean()
+    mutate(made)
+    found = audit(made.write(tmp_path / "x"))
+    assert found.verdict(check) == verdict, [f for f in found.findings if f.check == check]
+    assert found.failed or verdict == "cannot tell"
+    assert json.dumps(found.to_json())
+
+
+def test_every_mutant_is_needed_by_a_check_and_most_checks_have_one(tmp_path: Path) -> None:
+    clean = {f.check for f in audit(Submission.clean().write(tmp_path / "x")).findings}
+    tried = {check for _, check, _ in MUTANTS.values()}
+    assert tried <= clean | {"files.required"}
+    assert clean - tried <= {"files.requirements", "files.closed", "offline"}
+
+
+HELPER = (
+    TTT_FIRST
+    + """
+def evaluate(model, val_tokens, optimizer):
+    with torch.no_grad():
+        total = model.loss(val_tokens)
+    adapt(model, val_tokens, optimizer, 2)
+    return total
+"""
+)
+
+
+def test_a_helper_that_adapts_to_what_its_caller_scored_is_left_to_a_reader(tmp_path: Path) -> None:
+    made = Submission.clean()
+    append(HELPER)(made)
+    assert audit(made.write(tmp_path / "x")).verdict("static.train_then_score") == "cannot tell"
+
+
+@pytest.mark.parametrize("line", ["slot_enabled:0", "ngram_eval:disabled", "ppm_mix:False", "ngram_cache=0 order=9"])
+def test_a_line_that_says_that_something_is_off_is_no_sign(line: str, tmp_path: Path) -> None:
+    made = Submission.clean()
+    log_line(line)(made)
+    assert not audit(made.write(tmp_path / "x")).failed
+
+
+def test_our_own_packed_program_shows_no_sign(tmp_path: Path) -> None:
+    root = tmp_path / "src"
+    (root / "pkg").mkdir(parents=True)
+    (root / "pkg/__init__.py").write_text("")
+    (root / "pkg/main.py").write_text("def main(params):\n" + "".join(f"    x{i} = {i**5}\n" for i in range(400)))
+    code = pack_code("pkg.main", root, {}).source
+    made = Submission.clean(program="", code=len(code), raw=len(code))
+    folder = made.write(tmp_path / "x")
+    (folder / "train_gpt.py").write_bytes(code)
+    found = audit(folder)
+    assert not found.failed, [f for f in found.findings if f.verdict == "fail"]
+    assert "2 texts" in next(f.evidence for f in found.findings if f.check == "static.parsed")
+
+
+def test_a_packed_program_is_read_but_not_run(tmp_path: Path) -> None:
+    proof = tmp_path / "ran"
+    inner = f"open({str(proof)!r}, 'w')\n" + PROGRAM + TTT_FIRST + "#" * 600
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 6}]
+    blob = base64.b85encode(lzma.compress(inner.encode(), lzma.FORMAT_RAW, filters=filters)).decode()
+    packed = f'import lzma as L,base64 as B\nexec(L.decompress(B.b85decode("{blob}"),format=L.FORMAT_RAW))\n'
+    made = Submission.clean(program=packed, code=len(packed))
+    found = audit(made.write(tmp_path / "x"))
+    assert found.verdict("static.train_then_score") == "fail"
+    assert found.verdict("size.code") == found.verdict("size.stub") == "pass"
+    assert not proof.exists()
+
+
+def test_losses_of_the_record_give_the_test_of_the_rules(tmp_path: Path) -> None:
+    made = Submission.clean()
+    folder = made.write(tmp_path / "x")
+    losses = [run.loss for run in made.runs]
+    for shift, verdict in ((0.05, "pass"), (0.006, "fail")):
+        base = [loss + shift for loss in losses]
+        assert audit_folder(folder, RULES, base).verdict("seeds.significance") == verdict
+
+
+def test_a_clock_of_other_hardware_is_left_open(tmp_path: Path) -> None:
+    for name, verdict in (("1x CPU x86_64", "cannot tell"), (RULES.reference_hardware.value, "fail")):
+        made = Submission.clean(train_ms=700_000, eval_s=700.0)
+        log_line(f"hardware: {name}")(made)
+        found = audit(made.write(tmp_path / name))
+        assert found.verdict("clock.train") == found.verdict("clock.evaluate") == verdict
+
+
+def test_claims_of_another_line_of_the_log_are_left_to_a_reader(tmp_path: Path) -> None:
+    made = Submission.clean("starter")
+    for seed in made.claims["seed_results"].values():
+        seed.update(val_loss=1.91003382, val_bpb=1.13123261)
+    found = audit(made.write(tmp_path / "x"))
+    assert found.verdict("submission.logs") == "cannot tell"
+
+
+def test_the_overrun_of_one_step_of_the_starter_program_is_left_open(tmp_path: Path) -> None:
+    for milliseconds, verdict in ((600_027, "cannot tell"), (600_500, "fail"), (600_000, "pass")):
+        made = Submission.clean("starter", train_ms=milliseconds)
+        found = audit(made.write(tmp_path / str(milliseconds)))
+        assert found.verdict("clock.train") == verdict, milliseconds
