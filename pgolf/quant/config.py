@@ -74,8 +74,8 @@ class QuantizeConfig:
     lqer: LqerConfig = LqerConfig()
     """Low-rank corrections."""
     scale_steps: int | None = None
-    """Row scales on the geometric grid 2^(k / steps), chosen before GPTQ, which rounds to them: a sixth of the bytes; the
-    clip jitters by at most 2^(1 / (2 steps)). null: any float16 (published)."""
+    """Row scales on the geometric grid 2^(k / steps), chosen before GPTQ, which rounds to them: a sixth of the bytes,
+    and the clip jitters by at most 2^(1 / (2 steps)). null: any float16 (published)."""
     small_bits: int = 10
     """Bits kept of the mantissa of tensors stored as float16, of 10: what the codec need not store (published: 10)."""
     canonical: bool = False
