@@ -17,6 +17,7 @@ from pgolf.data import caseops
 from pgolf.data.documents import read_documents
 from pgolf.data.surfaces import encode_counted
 from pgolf.data.tokenizer import load_tokenizer
+from pgolf.device import pick_device
 from pgolf.evaluate.config import EvaluateConfig
 from pgolf.evaluate.score import summarize, token_losses, windows_for
 from pgolf.model.config import ModelConfig
@@ -56,11 +57,13 @@ def read(name):
 
 
 def score(state, stream, targets, device="cpu", dtype=torch.float32):
+    pick_device()  # tunes the allocator of a CPU
+    batch_tokens = 4096 if device == "cpu" else PLAIN.batch_tokens
     with torch.device("meta"):
         model = GPT(PR_1855, 8192, dtype)
     model.load_state_dict(state, assign=True)
     tokens, counts = (array[: targets + 1] for array in stream)
-    losses = token_losses(model.to(device), tokens, windows_for(tokens, PLAIN, PLAIN.seq_len), PLAIN.batch_tokens)
+    losses = token_losses(model.to(device), tokens, windows_for(tokens, PLAIN, PLAIN.seq_len), batch_tokens)
     return summarize(losses, counts[1:])
 
 
