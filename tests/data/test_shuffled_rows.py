@@ -3,22 +3,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from counting_shards import shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgolf.data.shards import shard_name, write_shard
 from pgolf.data.shuffled_rows import ShuffledRows
 from pgolf.errors import InputError
-
-
-def shards(folder, lengths):
-    """Shards whose values are their positions in the whole: the first value of a row tells where it comes from."""
-    paths, offset = [], 0
-    for index, length in enumerate(lengths):
-        paths.append(folder / shard_name("train", index))
-        write_shard(paths[-1], np.arange(offset, offset + length))
-        offset += length
-    return paths
 
 
 def slow_starts(lengths, offsets, seq_len, seed):
