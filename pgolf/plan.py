@@ -1,15 +1,12 @@
 """What a run will cost, before it is run: parameters, FLOPs, steps, bytes.
 
-Multiply-adds count 2; training is 3 forward passes; norms, gates, softmax and the embedding lookup are left out.
-Attention at full causal rows of T tokens meets T / 2 keys on average.
+Training is 3 forward passes. Attention at full causal rows of T tokens meets T / 2 keys on average.
 """
 
 import math
-import re
 from typing import NamedTuple
 
-from pgolf.model.config import ModelConfig
-from pgolf.model.wiring import wire
+from pgolf.model.flops import forward_flops
 from pgolf.quant.artifact import parameter_shapes
 from pgolf.quant.rate import predicted_bytes
 from pgolf.sections import Sections
@@ -28,21 +25,6 @@ class Plan(NamedTuple):
     """Of the whole run."""
     bytes_model: int
     bytes_cap: int
-
-
-def forward_flops(config: ModelConfig, vocab_size: int, context: float, looped: bool) -> int:
-    """Forward FLOPs per token, with `context` keys attended to on average."""
-    maps = 2 if config.attention == "differential" else 1
-    weights, outside = [0] * config.layers, 0
-    for name, shape in parameter_shapes(config, 1).items():
-        if found := re.match(r"blocks\.(\d+)\.(attn|mlp)\.[\w.]+\.weight$", name):
-            weights[int(found[1])] += math.prod(shape)
-        elif name.endswith(".proj.weight"):  # of hashed and value embeddings
-            outside += math.prod(shape)
-    wiring = wire(config, config.loop_runs if looped else 1)
-    layers = config.stack_runs * (wiring.encoder + wiring.decoder)
-    blocks = sum(2 * weights[layer] + 4 * maps * config.dim * context for layer in layers)
-    return round(blocks + 2 * outside + 2 * config.dim * vocab_size)
 
 
 def make_plan(sections: Sections, vocab_size: int, tokens_per_second: float | None = None) -> Plan:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from pgolf.model.config import HashConfig, ModelConfig, ValueEmbedConfig
+from pgolf.model.flops import forward_flops
 from pgolf.model.gpt import GPT
-from pgolf.plan import forward_flops, make_plan
+from pgolf.plan import make_plan
 from pgolf.presets import apply_preset
 from pgolf.sections import load_sections
 
