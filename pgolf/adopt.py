@@ -1,12 +1,15 @@
-"""Adopts published weights: a file of somebody else's becomes the artifact that the next stage reads.
+"""Adopts published weights: a file of somebody else's takes the place of a trained or of a quantized model.
 
-Codes become the artifact of `quantize`, full-precision weights that of `train`. The file may be safetensors or a torch
-state dict (read without running any code of it), packed with brotli (`.br`) or zstd (`.zst`).
+Full-precision weights become a checkpoint in `data/adopted`, which `train.adopt` in params.yaml names from then on: the
+stage `train` takes it instead of training, whatever changes in the code. Codes become the artifact of `quantize`. The
+file may be safetensors or a torch state dict (read without running any code of it), packed with brotli (`.br`) or zstd
+(`.zst`).
 """
 
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +20,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pgolf import artifacts, paths
-from pgolf.config import to_dict
+from pgolf.config import build, to_dict
 from pgolf.errors import InputError
 from pgolf.model.config import ModelConfig
-from pgolf.params import section
+from pgolf.params import read_params
+from pgolf.presets import FOLDER, apply_preset, expected_verdict, preset_files, with_presets
 from pgolf.quant.artifact import parameter_shapes
 from pgolf.quant.config import QuantizeConfig
-from pgolf.quant.published import adopt_full, adopt_quantized, is_quantized
+from pgolf.quant.policy import Shapes
+from pgolf.quant.published import adopt_full, adopt_quantized, is_quantized, unbank
 
 REFERENCE_KEY = "pgolf_reference"
 """Metadata key under which a published file describes its tensors, as a JSON object."""
@@ -40,24 +45,26 @@ class Adoption(NamedTuple):
     """The scheme of a quantized file; None for full precision."""
 
     @property
-    def next_stage(self) -> str:
-        """The stage that reads the artifact first."""
-        return "compress" if self.scheme else "score"
+    def next_command(self) -> str:
+        """What to run now."""
+        return "pgolf run --from compress" if self.scheme else "dvc repro (or pgolf run --from train)"
 
 
-def adopt(file: Path, params: Path = paths.PARAMS, *, force: bool = False) -> Adoption:
-    """Check `file` against the model section of `params` and the tokens' vocabulary, and write it as an artifact.
+def adopt(file: Path, params: Path = paths.PARAMS, *, preset: str | None = None, force: bool = False) -> Adoption:
+    """Check `file` against a model and the tokens' vocabulary, write it where it belongs, and set `train.adopt`.
 
-    Raises InputError for a file that cannot be read or does not fit, and where the artifact exists and `force` is off.
+    The model is that of `preset`, which is then written into `params` as well; without one, that of `params`. Raises
+    InputError for a file that cannot be read or does not fit, and where the target exists and `force` is off.
     """
-    model = section(params, "model", ModelConfig)
+    presets = [preset] if preset else []
+    model = build(ModelConfig, with_presets(read_params(params), *presets).get("model"), "model")
     manifest = artifacts.read_json(paths.TOKENS / "manifest.json", "tokenize")
     shapes = parameter_shapes(model, manifest["vocab_size"])
     if not file.is_file():
         raise InputError(f"{file} is missing: name a published safetensors file or torch state dict")
     data = file.read_bytes()
     tensors, kinds = read_tensors(file, unpack(file, data))
-    target = paths.QUANTIZED if is_quantized(tensors) else paths.MODEL
+    target = paths.QUANTIZED if is_quantized(tensors) else paths.ADOPTED / f"{file.name.partition('.')[0]}.safetensors"
     if target.exists() and not force:
         raise InputError(f"{target} exists: move it away, or replace it with --force")
     resolved: dict[str, Any] = {"model": to_dict(model)}
@@ -66,7 +73,7 @@ def adopt(file: Path, params: Path = paths.PARAMS, *, force: bool = False) -> Ad
         stored, scheme = adopt_quantized(tensors, shapes, kinds)
         resolved["quantize"] = to_dict(scheme)
     else:
-        stored = adopt_full(tensors, shapes)
+        stored = _full(tensors, shapes, manifest["vocab_size"])
     artifacts.save(
         target,
         stored,
@@ -76,7 +83,27 @@ def adopt(file: Path, params: Path = paths.PARAMS, *, force: bool = False) -> Ad
         inputs={"adopted": hashlib.sha256(data).hexdigest()},
         extra={"vocab_size": manifest["vocab_size"], "tokenizer": manifest["tokenizer_sha256"]},
     )
+    taken = {"file": target.as_posix(), "sha256": artifacts.sha256(target)}
+    apply_preset(params, *presets, also={} if scheme else {"train": {"adopt": taken}})
     return Adoption(target, sum(torch.Size(shape).numel() for shape in shapes.values()), scheme)
+
+
+def _full(tensors: Mapping[str, Tensor], shapes: Shapes, vocab_size: int) -> dict[str, Tensor]:
+    """The weights; where they do not fit, the message names the presets that they would fit."""
+    try:
+        return adopt_full(tensors, shapes)
+    except InputError as error:
+        fits = fitting_presets(tensors, vocab_size)
+        hint = f"\nthe shapes are those of --preset {' or --preset '.join(fits)}" if fits else ""
+        raise InputError(f"{error}{hint}") from None
+
+
+def fitting_presets(tensors: Mapping[str, Tensor], vocab_size: int) -> list[str]:
+    """Names of the published systems whose parameters have the names and shapes of a full-precision state dict."""
+    found = {name: tuple(tensor.shape) for name, tensor in unbank(tensors).items()}
+    names = [name for name, path in preset_files().items() if expected_verdict(path)] if FOLDER.is_dir() else []
+    models = {name: build(ModelConfig, with_presets({}, name)["model"], "model") for name in names}
+    return [name for name, model in models.items() if parameter_shapes(model, vocab_size) == found]
 
 
 def unpack(file: Path, data: bytes) -> bytes:

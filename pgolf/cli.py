@@ -9,8 +9,13 @@ import typer
 
 from pgolf import __version__, paths, run_commands
 from pgolf.audit.command import audit
+from pgolf.bench.train_command import bench_train
 from pgolf.console import console, handled, table
+from pgolf.doctor import doctor
 from pgolf.errors import InputError
+from pgolf.lab.command import diagnose, sweep_quantize
+from pgolf.report.command import report
+from pgolf.sweep.command import sweep_train
 
 STAGES = {
     "tokenize": "Documents to token shards, byte sidecar and manifest.",
@@ -37,6 +42,8 @@ checkpoint = typer.Typer(no_args_is_help=True, help="A checkpoint as a few small
 app.add_typer(checkpoint, name="checkpoint")
 bench = typer.Typer(no_args_is_help=True, help="Measurements on this machine.")
 app.add_typer(bench, name="bench")
+sweep = typer.Typer(no_args_is_help=True, help="A grid of parameters, row by row, and what its switches do.")
+app.add_typer(sweep, name="sweep")
 ParamsOption = Annotated[Path, typer.Option(help="Parameter file.")]
 
 
@@ -56,10 +63,17 @@ def _stage_command(name: str) -> Callable[..., None]:
 
 
 for _name, _help in STAGES.items():
-    app.command(_name, help=_help, rich_help_panel="Stages")(handled(_stage_command(_name)))
-for _command in (run_commands.compare, run_commands.record):
+    if _name != "report":  # the stage draws pictures, the command of that name makes a page of them
+        app.command(_name, help=_help, rich_help_panel="Stages")(handled(_stage_command(_name)))
+for _command in (run_commands.compare, run_commands.record, run_commands.keep, run_commands.restore):
     app.command(rich_help_panel="Runs")(handled(_command))
 app.command("audit", rich_help_panel="Runs")(handled(audit))
+app.command("diagnose", rich_help_panel="Runs")(handled(diagnose))
+app.command("report", rich_help_panel="Runs")(handled(report))
+app.command("doctor")(handled(doctor))
+sweep.command("train")(handled(sweep_train))
+sweep.command("quantize")(handled(sweep_quantize))
+bench.command("train")(handled(bench_train))
 
 
 @app.command(rich_help_panel="Runs")
@@ -115,6 +129,17 @@ def plan(
         ("cap", f"{prediction.bytes_cap:,}"),
     ]
     table("plan", ("", "value"), rows)
+
+
+@app.command()
+@handled
+def parameters(
+    word: Annotated[str, typer.Argument(help="Part of a key, as `muon.lr`; without it, all as a page.")] = "",
+) -> None:
+    """Say what the keys of params.yaml mean, with types and defaults."""
+    from pgolf.reference import excerpt, page
+
+    typer.echo(excerpt(word) if word else page(), nl=False)
 
 
 @app.command(rich_help_panel="Data")
@@ -234,12 +259,15 @@ def bench_attention(
 def adopt(
     file: Annotated[Path, typer.Argument(help="Safetensors or a torch state dict, also as .br or .zst.")],
     params: ParamsOption = paths.PARAMS,
-    force: Annotated[bool, typer.Option(help="Replace the artifact if it exists.")] = False,
+    preset: Annotated[
+        str | None, typer.Option(help="Published system that the file is of, written into the parameters as well.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Replace the adopted file if it exists.")] = False,
 ) -> None:
-    """Take published weights: codes as the artifact of `quantize`, full precision as that of `train`."""
+    """Take published weights instead of training (`train.adopt`); codes become the artifact of `quantize`."""
     from pgolf.adopt import adopt as take
 
-    done = take(file, params, force=force)
+    done = take(file, params, preset=preset, force=force)
     rows: list[tuple[str, Any]] = [("weights", done.weights)]
     if done.scheme:
         grids = {"embedding": done.scheme.embed, "attention": done.scheme.attn, "MLP": done.scheme.mlp}
@@ -248,7 +276,7 @@ def adopt(
             ("int8 gates", "yes" if done.scheme.gate_int8 else "no"),
             ("low-rank corrections", done.scheme.lqer.top_k),
         ]
-    table(str(done.target), ("", "value"), [*rows, ("next", f"pgolf run --from {done.next_stage}")])
+    table(str(done.target), ("", "value"), [*rows, ("next", done.next_command)])
 
 
 @checkpoint.command("split")
@@ -293,24 +321,21 @@ def bench_codec_command(
 ) -> None:
     """Bytes, bits per element and seconds of every codec on one quantized file."""
     from pgolf import artifacts
-    from pgolf.bench.codec import ORDER0, bench_codec, totals
+    from pgolf.bench.codec import bench_codec, relative, totals
     from pgolf.console import progress
-    from pgolf.report.plots import bytes_by_codec
+    from pgolf.report import plots
+    from pgolf.report.sizes import bytes_by_codec
 
     with progress("bench codec") as show:
         results = bench_codec(artifacts.require(file, "quantize"), heads, show)
-    order0 = {row.group: max(row.packed, 1) for row in results if row.codec == ORDER0}
-    percent: dict[str, dict[str, float]] = {}
-    for row in results:
-        percent.setdefault(row.group, {})[row.codec] = 100 * row.packed / order0[row.group]
+    percent = relative([*results, *totals(results)])
     rows = [
         (r.group, r.codec, r.raw, r.packed, f"{8 * r.packed / max(r.symbols, 1):.4f}", f"{r.encode_seconds:.2f}",
          f"{r.decode_seconds:.2f}")
         for r in [*sorted(results, key=lambda r: (list(percent).index(r.group), r.packed)), *totals(results)]
     ]  # fmt: skip
     table("codecs", ("stream", "codec", "raw bytes", "bytes", "bits", "encode s", "decode s"), rows)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    bytes_by_codec(picture, percent)
+    plots.save(bytes_by_codec(percent), picture)
     console.print(f"picture: {picture}")
 
 

@@ -12,11 +12,13 @@ HESSIANS = Path("artifacts/calibrate/hessians.safetensors")
 QUANTIZED = Path("artifacts/quantize/quantized.safetensors")
 ARTIFACT = Path("artifacts/compress/model.pgolf")
 LOSSES = Path("artifacts/evaluate/losses.safetensors")
+PACE = Path("artifacts/evaluate/pace.json")
 VERIFY = Path("artifacts/verify/report.json")
 PACKED_CODE = Path("artifacts/verify/train_gpt.py")
 REPORT = Path("artifacts/report")
 SCRATCH = Path("scratch")
 PUBLISHED = Path("data/published")
+ADOPTED = Path("data/adopted")
 
 
 def metrics(stage: str) -> Path:

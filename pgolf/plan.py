@@ -37,7 +37,8 @@ def make_plan(sections: Sections, vocab_size: int, tokens_per_second: float | No
         steps = int((train.seconds - train.reserve_seconds) * tokens_per_second / train.batch_tokens)
     if steps is not None:
         tokens = steps * train.batch_tokens
-        mean = train.loop_at * flops[0] + (1 - train.loop_at) * flops[1]
+        plain = train.loop_at * train.loop_cost / (1 + train.loop_at * (train.loop_cost - 1))  # of the steps
+        mean = plain * flops[0] + (1 - plain) * flops[1]
         total = round(3 * mean * tokens)
     return Plan(
         parameters=sum(math.prod(shape) for shape in shapes.values()),

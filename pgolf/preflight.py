@@ -15,7 +15,8 @@ from pgolf.errors import InputError
 from pgolf.plan import Plan, make_plan
 from pgolf.sections import Sections, load_sections
 
-PACKAGE_OF_CODEC = {"auto": "brotli", "gauss": "brotli", "brotli": "brotli", "zstd": "zstandard", "lzma": "lzma"}
+PACKAGE_OF_CODEC = {"zstd": "zstandard", "lzma": "lzma"}
+"""All others need brotli."""
 BYTES_PER_PARAMETER = 64
 """Disk for one run, generously: weights, average, optimizer state, Hessians, codes."""
 QAT_WITH_GPTQ = (
@@ -31,7 +32,7 @@ def preflight(params: Path, vocab_size: int, tokens_per_second: float | None = N
     """
     sections = load_sections(params)
     _packages(sections)
-    if sections.train.qat.enabled:
+    if sections.train.qat.enabled and sections.quantize.method == "gptq":
         warnings.warn(QAT_WITH_GPTQ, stacklevel=2)
     plan = make_plan(sections, vocab_size, tokens_per_second)
     need, free = plan.parameters * BYTES_PER_PARAMETER, shutil.disk_usage(Path.cwd()).free
@@ -56,7 +57,7 @@ def versions() -> dict[str, str]:
 
 
 def _packages(sections: Sections) -> None:
-    for package in (PACKAGE_OF_CODEC[sections.compress.codec], "python_minifier"):
+    for package in (PACKAGE_OF_CODEC.get(sections.compress.codec, "brotli"), "python_minifier"):
         if importlib.util.find_spec(package) is None:
             name = package.replace("_", "-")
             raise InputError(f"package {name} is missing and a later stage needs it: pip install {name}")

@@ -6,6 +6,7 @@ what they name. No composition happens at run time: what params.yaml says is wha
 whole story.
 """
 
+import copy
 import io
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
@@ -21,7 +22,8 @@ from pgolf.params import parse_params, read_params
 from pgolf.sections import Sections, check_sections
 
 FOLDER = Path("presets")
-VERDICT = "expected_verdict"
+VERDICT, PUBLISHED = "expected_verdict", "published"
+"""Keys that are no parameters: what an audit finds, and the facts that it judges."""
 WHOLE = ("model", "train", "calibrate", "quantize", "compress", "evaluate")
 """Sections that a system sets as a whole."""
 
@@ -34,12 +36,15 @@ def preset_files(folder: Path = FOLDER) -> dict[str, Path]:
     return files
 
 
-def apply_preset(params: Path, *names: str, folder: Path = FOLDER) -> dict[str, int]:
-    """Write the keys of presets, in order, into a params file; returns how many values each changed.
+def apply_preset(
+    params: Path, *names: str, also: Mapping[str, Any] | None = None, folder: Path = FOLDER
+) -> dict[str, int]:
+    """Write the keys of presets, in order, and then those of `also` into a params file.
 
-    The result is checked as a whole before the file is replaced; InputError for an unknown preset or a wrong key.
+    Returns how many values each preset changed. The result is checked as a whole before the file is replaced;
+    InputError for an unknown preset or a wrong key.
     """
-    files = preset_files(folder)
+    files = preset_files(folder) if names else {}
     for name in names:
         if name not in files:
             raise InputError(f"`{name}` is not a preset{suggest(name, files)}")
@@ -49,19 +54,31 @@ def apply_preset(params: Path, *names: str, folder: Path = FOLDER) -> dict[str, 
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     document = yaml.load(params)
     changed = {name: sum(_merge(document, _keys(name, files[name]))) for name in names}
+    list(_merge(document, also or {}))  # it merges as it is walked
     text = io.StringIO()
     yaml.dump(document, text)
     try:
         check_sections(parse_params(text.getvalue(), params), params)
     except InputError as error:
-        raise InputError(f"preset `{' + '.join(names)}`: {error}") from None
+        raise InputError(f"preset `{' + '.join(names)}`: {error}" if names else str(error)) from None
     write_bytes(params, text.getvalue().encode())
     return changed
 
 
+def with_presets(params: Mapping[str, Any], *names: str, folder: Path = FOLDER) -> dict[str, Any]:
+    """The same in memory: a copy of the document `params` with the keys of presets, unchecked."""
+    document, files = copy.deepcopy(dict(params)), preset_files(folder) if names else {}
+    for name in names:
+        if name not in files:
+            raise InputError(f"`{name}` is not a preset{suggest(name, files)}")
+        list(_merge(document, _keys(name, files[name])))  # it merges as it is walked
+    return document
+
+
 def expected_verdict(path: Path) -> str | None:
     """What an audit of a published system finds; None for an overlay."""
-    return read_params(path).get(VERDICT)
+    found = read_params(path).get(VERDICT)
+    return None if found is None else str(found["text"])
 
 
 def _keys(name: str, path: Path) -> dict[str, Any]:
@@ -69,6 +86,7 @@ def _keys(name: str, path: Path) -> dict[str, Any]:
     preset = read_params(path)
     if preset.pop(VERDICT, None) is None:
         return preset
+    preset.pop(PUBLISHED, None)
     hints = get_type_hints(Sections)
     try:
         whole = {section: to_dict(build(hints[section], preset.get(section, {}), section)) for section in WHOLE}

@@ -1,12 +1,15 @@
-"""The commands of `pgolf` about several runs at once: `compare` and `record`."""
+"""The commands of `pgolf` about finished runs: `compare`, `record`, `keep` and `restore`."""
 
 import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgolf.console import table
+from pgolf.console import progress, table
+
+if TYPE_CHECKING:
+    from pgolf.keep import Kept
 
 
 def compare(
@@ -24,12 +27,14 @@ def compare(
     from pgolf.report.compare import against, find_runs, grouped
     from pgolf.report.comparison_text import comparison_text
     from pgolf.rules import load_rules
+    from pgolf.runs import experiments, load_run
 
+    others = [load_run(name) for name in experiments() if name not in runs]
     groups, rules = grouped(find_runs(runs)), load_rules()
     results = [
         against(groups[0], group, rules, margin=margin, p_value=p_value, resamples=resamples) for group in groups[1:]
     ]
-    typer.echo(comparison_text(groups, results, rules), nl=False)
+    typer.echo(comparison_text(groups, results, rules, others), nl=False)
 
 
 def record(
@@ -62,3 +67,44 @@ def record(
     fields = write(out, [load_run(run) for run in runs], about, base, rules, also=made)
     keys = ("val_bpb", "val_bpb_std", "val_loss", "bytes_total", "significance")
     table(str(out), ("", "value"), [(key, fields[key]) for key in keys])
+
+
+RemoteOption = Annotated[str | None, typer.Option(help="DVC remote of the artifacts (default: the project's).")]
+PublishOption = Annotated[str, typer.Option(help="Git remote of the tags, where there is one.")]
+
+
+def keep(
+    name: Annotated[str, typer.Argument(help="What to call the result.")],
+    remote: RemoteOption = None,
+    publish: PublishOption = "origin",
+) -> None:
+    """Store the committed run for good: a git tag with its log, and its artifacts in a DVC remote."""
+    from pgolf.keep import keep as store
+
+    with progress("keep"):
+        done = store(name, remote, publish)
+    table(f"kept as {done.tag.removeprefix('refs/tags/')}", ("", "value"), _rows(done))
+
+
+def restore(
+    name: Annotated[str | None, typer.Argument(help="A kept result; without it, the list.")] = None,
+    remote: RemoteOption = None,
+    publish: PublishOption = "origin",
+    code: Annotated[bool, typer.Option("--code", help="Check out its whole commit, on no branch.")] = False,
+) -> None:
+    """Bring a kept result back: parameters, lock file, metrics and artifacts; the code only with --code."""
+    from pgolf.keep import kept
+    from pgolf.keep import restore as bring
+
+    if name is None:
+        table("kept", ("name",), [(each,) for each in kept(publish)])
+        return
+    with progress("restore"):
+        done = bring(name, remote, publish, code=code)
+    table(f"restored {name}", ("", "value"), _rows(done))
+
+
+def _rows(done: "Kept") -> list[tuple[str, str]]:
+    left_out = ", ".join(done.left_out) or "nothing"
+    return [("commit", done.commit), ("artifacts", str(len(done.artifacts))), ("log", done.log),
+            ("not in the remote, `dvc repro` writes it again", left_out)]  # fmt: skip

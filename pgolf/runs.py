@@ -20,7 +20,10 @@ from pgolf.params import parse_params
 CACHE = Path(".dvc/cache/files/md5")
 STAGES = ("tokenize", "train", "score", "calibrate", "quantize", "compress", "evaluate", "verify-size")
 MANIFEST = paths.TOKENS / "manifest.json"
-ARTIFACTS = (paths.TOKENIZER, MANIFEST, paths.TRACE, paths.ARTIFACT, paths.LOSSES, paths.PACKED_CODE)
+ARTIFACTS = (
+    *(paths.TOKENIZER, MANIFEST, paths.MODEL, paths.TRACE, paths.QUANTIZED, paths.ARTIFACT),
+    *(paths.LOSSES, paths.PACE, paths.PACKED_CODE),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

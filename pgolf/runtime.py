@@ -7,6 +7,7 @@ is used where it exists, otherwise the tokenizer at TOKENIZER_PATH gives the byt
 
 import hashlib
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +25,11 @@ from pgolf.errors import InputError
 from pgolf.evaluate.config import EvaluateConfig
 from pgolf.evaluate.run import evaluate, references
 from pgolf.model.config import ModelConfig
-from pgolf.model.gpt import matrix_inputs
 from pgolf.quant.artifact import decode_model, encode_model
 from pgolf.quant.calibrate import calibrate
 from pgolf.quant.calibrate_config import CalibrateConfig
 from pgolf.quant.config import QuantizeConfig
-from pgolf.quant.quantize import quantize_model
+from pgolf.quant.run import run_quantization
 from pgolf.train.config import TrainConfig
 from pgolf.train.run import run_training
 
@@ -63,23 +63,23 @@ def main(params: Mapping[str, Any]) -> dict[str, float]:
     tokenizer_hash = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
     model_config = build(ModelConfig, params["model"], "model")
     quantize_config = build(QuantizeConfig, params["quantize"], "quantize")
-    seeded = {**params["train"], "seed": int(os.environ.get("SEED", params["train"]["seed"]))}
+    train_config = build(TrainConfig, params["train"], "train")
+    train_config = replace(train_config, seed=int(os.environ.get("SEED", train_config.seed)))
     shards, (device, dtype), clock = shard_files(data, "train"), pick_device(), Clock()
     run = run_training(
-        model_config, build(TrainConfig, seeded, "train"), params["vocab_size"], shards, device, dtype,
+        model_config, train_config, params["vocab_size"], shards, device, dtype,
         report=lambda r: print(f"step:{r.step} train_loss:{r.loss:.4f} train_time:{r.seconds:.1f}s", flush=True),
     )  # fmt: skip
     with clock.phase("calibrate"):
         hessians = calibrate(run.model, build(CalibrateConfig, params["calibrate"], "calibrate"), shards)
     print(f"train_time:{run.trained.seconds:.1f}s calibrate_time:{clock.seconds('calibrate'):.1f}s", flush=True)
     state = {name: tensor.detach().cpu() for name, tensor in run.model.state_dict().items()}
-    quantized = quantize_model(state, hessians, matrix_inputs(model_config), quantize_config).tensors
-    if quantize_config.canonical:
-        from pgolf.quant.canonical import canonical
-
-        quantized = canonical(quantized, model_config)
     codec = build(CompressConfig, params["compress"], "compress").codec
-    blob = encode_model(quantized, model_config, params["vocab_size"], quantize_config, tokenizer_hash, codec)
+    done = run_quantization(
+        state, hessians, model_config, quantize_config, tokenizer_hash, codec,
+        lambda: Path(sys.argv[0]).stat().st_size, device=device,
+    )  # fmt: skip
+    blob = encode_model(done.quantized.tensors, model_config, params["vocab_size"], done.config, tokenizer_hash, codec)
     out.write_bytes(blob)
     print(f"bytes_model:{len(blob)}", flush=True)
     tokens, token_bytes = validation(data, tokenizer)

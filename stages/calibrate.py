@@ -30,7 +30,9 @@ def calibrate(params: Path = paths.PARAMS) -> None:
     )
     metrics = {
         "calibrate_seconds": clock.seconds("calibrate"),
-        "calibrate_tokens": config.batches * config.rows * config.seq_len,
+        "calibrate_tokens": (config.batches + config.sensitivity) * config.rows * config.seq_len,
+        "calibrate_source": config.source,
+        "calibrate_reads_training_data": config.source == "train",  # then its seconds are training time (issue 677)
         "hardware": hardware_name(device),
     }
     artifacts.write_json(paths.metrics("calibrate"), metrics)

@@ -26,36 +26,34 @@ def evaluate(params: Path = paths.PARAMS) -> None:
     config = section(params, "evaluate", EvaluateConfig)
     device, dtype = pick_device()
     blob = artifacts.require(paths.ARTIFACT, "compress").read_bytes()
-    tokens = open_tokens(paths.TOKENS, paths.TOKENIZER)
-    clock = Clock()
+    shipped, tokens = artifacts.sha256(paths.ARTIFACT), open_tokens(paths.TOKENS, paths.TOKENIZER)
+    clock, pace = Clock(), list[tuple[float, float]]()
     with progress("evaluate") as show:
 
         def report(phase: str, done: int, total: int) -> None:
             show.count(f"{clock.seconds('evaluate'):.0f} s, {phase}")(done, total)
+            pace.append((done / max(total, 1), clock.seconds("evaluate")))
 
         with clock.phase("evaluate"):
             model, header = decode_model(blob, device, dtype)
             tokens.check_model(paths.ARTIFACT, header["vocab_size"], header["tokenizer"])
             result = run_evaluation(model, tokens.val, tokens.val_bytes, config, report)
             synchronize(device)
-        plain, unadapted, plain_losses = references(model, tokens.val, tokens.val_bytes, config, result, report)
+        share, seconds = (list(column) for column in zip(*pace, strict=True))
+        artifacts.write_json(paths.PACE, {"share": share, "seconds": seconds})
+        compared = references(model, tokens.val, tokens.val_bytes, config, result, report)
+    plain, unadapted = compared.plain, compared.unadapted
+    losses = {"losses": result.losses, "plain_losses": compared.plain_losses, "unadapted": compared.unadapted_losses}
     artifacts.save(
         paths.LOSSES,
-        {
-            "losses": torch.from_numpy(result.losses),
-            "plain_losses": torch.from_numpy(plain_losses),
-            "updates": as_table(result.updates),
-        },
+        {name: torch.from_numpy(found) for name, found in losses.items() if found is not None}
+        | {"updates": as_table(result.updates)},
         schema="pgolf.losses",
         stage="evaluate",
         params=to_dict(config),
-        inputs={
-            "artifact": artifacts.sha256(paths.ARTIFACT),
-            "manifest": artifacts.sha256(paths.TOKENS / "manifest.json"),
-        },
+        inputs={"artifact": shipped, "manifest": artifacts.sha256(paths.TOKENS / "manifest.json")},
     )
-    score = result.score
-    bits = score.loss * score.tokens / math.log(2)
+    score, bits = result.score, result.score.loss * result.score.tokens / math.log(2)
     metrics = {
         "val_bpb": score.bpb,
         "val_loss": score.loss,
@@ -70,9 +68,9 @@ def evaluate(params: Path = paths.PARAMS) -> None:
         "scored_bytes": score.bytes,
         "hardware": hardware_name(device),
         "attention": backend(device, dtype, model.config.head_dim, packed=False),
-        "artifact_sha256": artifacts.sha256(paths.ARTIFACT),
+        "artifact_sha256": shipped,
     }
-    metrics |= subset_scores("quantized", plain_losses, tokens.val_bytes[1:], config.subset_targets)
+    metrics |= subset_scores("quantized", compared.plain_losses, tokens.val_bytes[1:], config.subset_targets)
     artifacts.write_json(paths.metrics("evaluate"), metrics)
 
 

@@ -1,30 +1,30 @@
-"""Pictures and curves of the run; a side stage on which nothing depends."""
+"""Pictures and curves of the run; a side stage on which nothing depends. `pgolf report` makes a page of them."""
 
 from pathlib import Path
 
 from pgolf import artifacts, paths
 from pgolf.console import progress, stage_main
-from pgolf.report.curves import first_above, write_curve
-from pgolf.report.plots import bytes_by_group, loss_curve
+from pgolf.data.config import DataConfig
+from pgolf.params import section
+from pgolf.report import plots
+from pgolf.report.curves import write_curve
+from pgolf.report.material import Material
+from pgolf.report.pictures import Missing, draw_all
+from pgolf.runs import load_run
 
 
 def report(params: Path = paths.PARAMS) -> None:
-    """Draw the loss curve and the bytes by stream; write the curve as CSV for `dvc plots`."""
-    trace, meta = artifacts.load(paths.TRACE, schema="pgolf.trace", made_by="train")
-    compressed = artifacts.read_json(paths.metrics("compress"), "compress")
-    with progress("report"):
-        series = {name: trace[name].tolist() for name in ("step", "seconds", "lr", "loss")}
-        write_curve(paths.REPORT / "loss.csv", series)
-        train = meta["params"]["train"]
-        budget = train["steps"] or train["seconds"] - train["reserve_seconds"]
-        axis = series["step"] if train["steps"] else series["seconds"]
-        switched = first_above(axis, train["loop_at"] * budget, series["seconds"])
-        loss_curve(paths.REPORT / "loss.png", series["seconds"], series["loss"], series["lr"], switched)
-        total = ("bytes_model", "bytes_header")
-        sizes = {
-            k.removeprefix("bytes_"): v for k, v in compressed.items() if k.startswith("bytes_") and k not in total
-        }
-        bytes_by_group(paths.REPORT / "bytes.png", sizes | {"header": compressed["bytes_header"]})
+    """Draw every picture that this run has the material for, as PNG and SVG; the curve as CSV for `dvc plots`."""
+    run = Material(load_run("workspace"), Path(section(params, "data", DataConfig).val))
+    with progress("report") as show, artifacts.atomic_folder(paths.REPORT) as folder:
+        write_curve(folder / "loss.csv", run.curve)
+        for drawn in draw_all({plots.Label("this run"): run}):
+            if isinstance(drawn, Missing):
+                continue
+            picture, figure = drawn
+            show(picture.name)
+            for ending in ("png", "svg"):
+                plots.save(figure, folder / ending / f"{picture.name}.{ending}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pgolf import artifacts, paths
+from pgolf.adopted import take_adopted
 from pgolf.config import to_dict
 from pgolf.console import Progress, console, progress, stage_main
 from pgolf.data.tokens import open_tokens
@@ -19,11 +20,15 @@ from pgolf.train.run import run_training
 
 
 def train(params: Path = paths.PARAMS) -> None:
-    """Train the model and keep the average of its weights; an interrupted run goes on where it was."""
+    """Train the model and keep the average of its weights, or take adopted ones; an interrupted run goes on."""
     model_config, config = section(params, "model", ModelConfig), section(params, "train", TrainConfig)
     tokens = open_tokens(paths.TOKENS, paths.TOKENIZER)
     projected = preflight(params, tokens.vocab_size).bytes_model
     device, dtype = pick_device()
+    if config.adopt.file:
+        taken = take_adopted(model_config, config, tokens)
+        artifacts.write_json(paths.metrics("train"), {**taken, "hardware": hardware_name(device), **versions()})
+        return
     attention = backend(device, dtype, model_config.head_dim, packed=config.batches == "packed")
     console.print(f"train: {hardware_name(device)}, attention by {attention}", soft_wrap=True, markup=False)
     inputs = {"manifest": artifacts.sha256(paths.TOKENS / "manifest.json")}

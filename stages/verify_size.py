@@ -5,18 +5,15 @@ from typing import Any
 
 import typer
 
-import pgolf
 from pgolf import artifacts, paths
 from pgolf.console import progress, stage_main, table
 from pgolf.errors import InputError
 from pgolf.rules import load_rules
 from pgolf.sections import load_sections
 from pgolf.submit.gate import GateReport, gate
-from pgolf.submit.pack_code import optional_modules, pack_code
+from pgolf.submit.shipped import shipped_code
 
 STAGES = ("tokenize", "train", "score", "calibrate", "compress", "evaluate")
-SHIPPED = ("model", "train", "calibrate", "quantize", "compress", "evaluate")
-"""Sections that the packed program reads; paths of documents are not among them."""
 
 
 def verify_size(params: Path = paths.PARAMS) -> None:
@@ -31,10 +28,7 @@ def verify_size(params: Path = paths.PARAMS) -> None:
         raise InputError(f"`verify_size.cap_bytes` is {cap}, above the challenge's {rules.artifact.value}: lower it")
     with progress("verify-size") as show:
         show("packing the runtime closure")
-        resolved = {name: value for name, value in sections.resolved().items() if name in SHIPPED}
-        resolved["vocab_size"] = metrics["tokenize"]["tokenizer_vocab_size"]
-        root = Path(pgolf.__file__).parents[1]
-        code = pack_code("pgolf.runtime", root, resolved, exclude=optional_modules(resolved)).source
+        code = shipped_code(sections.resolved(), metrics["tokenize"]["tokenizer_vocab_size"])
     report = gate(metrics, bytes_model, len(code), rules, cap)
     artifacts.write_bytes(paths.PACKED_CODE, code)
     artifacts.write_json(paths.VERIFY, report.to_json())

@@ -8,84 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sentencepiece
 from numpy.typing import NDArray
 
 from pgolf import artifacts, paths
 from pgolf.audit.verdict import Finding, judge
-from pgolf.data.accounting import EXPORTS
-from pgolf.data.byte_table import SPACE
-from pgolf.data.documents import read_documents
 from pgolf.data.shards import BOS, read_shard
-from pgolf.data.sidecar import CASEOPS
 from pgolf.data.tokens import CHECKED_TOKENS, Tokens
 from pgolf.errors import InputError
 from pgolf.rules import Rules
 from pgolf.submit.gate import gate
 
 SHARE = 1e-3
-"""Share of validation documents in training above which it is no accident of short texts; tolerance of two counts."""
+"""Share of validation documents in training above which it is no accident of short texts."""
 DOCUMENT = 8
 """Shorter documents, in tokens, are not compared: equal ones say nothing."""
-
-
-def recount(processor: sentencepiece.SentencePieceProcessor, tokens: NDArray[np.uint16]) -> int:
-    """UTF-8 bytes that the pieces of a stream spell, a space at the start of a document not counted."""
-    sizes, spaced = np.zeros(len(processor), np.int64), np.zeros(len(processor), np.bool_)
-    for index in range(len(processor)):
-        if processor.is_byte(index):
-            sizes[index] = 1
-        elif not (processor.is_control(index) or processor.is_unknown(index) or processor.is_unused(index)):
-            piece = processor.id_to_piece(index)
-            sizes[index], spaced[index] = len(piece.replace(SPACE, " ").encode()), piece.startswith(SPACE)
-    first = tokens[1:][tokens[:-1] == BOS]
-    return int(sizes[tokens].sum()) - int(spaced[first].sum())
-
-
-def check_bytes(tokens: Tokens, processor: sentencepiece.SentencePieceProcessor, val: str) -> list[Finding]:
-    """The denominator: the sidecar against the pieces, and the documents' own bytes beside it."""
-    charged = int(tokens.val_bytes[1:].sum(dtype=np.int64))
-    transform = tokens.manifest.get("transform", "none")
-    spelled = recount(processor, tokens.val)
-    right: bool | None
-    if transform == CASEOPS:
-        operators = np.isin(tokens.val, np.arange(4, 8))
-        spelled -= 3 * int(np.count_nonzero(operators))  # each is three bytes of UTF-8 that stand for no text
-        off = abs(spelled / charged - 1)  # the sidecar counts surfaces: lines and characters that pieces normalise
-        right = True if off <= SHARE else None if off <= 30 * SHARE else False
-        how = "of the pieces without operators"
-    else:
-        right, how = spelled == charged, "of the pieces"
-    found = [judge("bytes.recount", right, f"{charged:,} bytes charged, {spelled:,} {how}", "A.7; PR 2071, PR 1734")]
-    return [*found, _raw(tokens, charged, val), _published(tokens)]
-
-
-def _raw(tokens: Tokens, charged: int, val: str) -> Finding:
-    source = "A.7: canonical and raw bytes differ by 0.004 % on FineWeb"
-    path = Path(val)
-    if tokens.val_raw_bytes is None or not path.is_file():
-        return judge("bytes.raw", None, "the validation documents are not here: only canonical bytes", source)
-    raw, documents = 0, 0
-    for text in read_documents(path):
-        raw, documents = raw + len(text.encode()), documents + 1
-    right = raw == tokens.val_raw_bytes and documents == tokens.val_documents
-    text = f"{documents:,} documents, {raw:,} raw bytes, {charged / raw - 1:+.4%} charged"
-    return judge("bytes.raw", right, text, source)
-
-
-def _published(tokens: Tokens) -> Finding:
-    """The fingerprint of a published export; other tokens are somebody's own."""
-    source = "catalogue of published exports: tokens, documents and rho of each"
-    name = next((n for n, e in EXPORTS.items() if e.tokenizer_sha256 == tokens.tokenizer_sha256), None)
-    seen = f"rho {tokens.tokens_per_byte:.5f}, {len(tokens.val):,} tokens, {tokens.val_documents:,} documents"
-    if name is None:
-        return judge("bytes.rho", None, f"{seen}: of no published tokenizer, so not comparable with records", source)
-    export = EXPORTS[name]
-    right = tokens.val_documents == export.val_documents and (
-        abs(tokens.tokens_per_byte / export.tokens_per_byte - 1) <= SHARE
-        and export.val_tokens in (None, len(tokens.val))
-    )
-    return judge("bytes.rho", right, f"{seen}: {name} has {export.tokens_per_byte:.5f}, {export.val_tokens}", source)
 
 
 def documents(tokens: NDArray[np.uint16]) -> Iterator[bytes]:
@@ -100,15 +36,19 @@ def check_overlap(val: NDArray[np.uint16], train: Sequence[Path]) -> Finding:
     """Validation documents among the training documents, by the hash of their tokens."""
     source = "issue 2127: 15 of 34 PRs had trained on validation documents"
     held_out, seen, read = set(documents(val)), set(), 0
+    opened = 0
     for path in train:
         if read >= CHECKED_TOKENS:
             break
         shard = read_shard(path)
-        read += len(shard)
+        read, opened = read + len(shard), opened + 1
         seen.update(held_out.intersection(documents(shard)))
     share = len(seen) / max(1, len(held_out))
     text = f"{len(seen):,} of {len(held_out):,} validation documents are in {read:,} training tokens"
-    return judge("leak.overlap", False if share > SHARE else None if seen else True, text, source)
+    if opened < len(train):
+        text += f", shards not read: {len(train) - opened}"
+    right = False if share > SHARE else None if seen or opened < len(train) else True
+    return judge("leak.overlap", right, text, source)
 
 
 def check_score(losses: NDArray[np.float32], tokens: Tokens, inputs: Mapping[str, str]) -> list[Finding]:
@@ -148,16 +88,23 @@ def check_gates(rules: Rules) -> list[Finding]:
         "scored_once": ("tokens.val", "every target of the stream"),
     }  # fmt: skip
     verdicts: dict[str, bool | None] = {"pass": True, "fail": False}
-    found = [
-        judge(
-            names[row.name][0],
-            verdicts.get(row.verdict),
-            f"{'unknown' if row.actual is None else f'{row.actual:,.6g}'} of {row.limit:,} ({row.verdict})",
-            names[row.name][1],
-        )
-        for row in report.rows
-    ]
+    said = {
+        "training_clock": f", {_seconds(metrics['train'], 'train')} of steps and "
+        f"{_seconds(metrics['calibrate'], 'calibrate')} of calibration, on {metrics['train'].get('hardware')}",
+        "evaluation_clock": f", on {metrics['evaluate'].get('hardware')}",
+    }
+    found = []
+    for row in report.rows:
+        actual = "unknown" if row.actual is None else f"{row.actual:,.6g}" if row.name in said else f"{row.actual:,}"
+        text = f"{actual} of {row.limit:,}{said.get(row.name, '')}"
+        text += "" if row.verdict in verdicts else f": {row.verdict}"
+        found.append(judge(names[row.name][0], verdicts.get(row.verdict), text, names[row.name][1]))
     return [*found, _metrics_agree(model, code)]
+
+
+def _seconds(metrics: Mapping[str, Any], stage: str) -> str:
+    seconds = metrics.get(f"{stage}_seconds")
+    return "unknown seconds" if seconds is None else f"{seconds:.3f} s"
 
 
 def _metrics_agree(model: int, code: int) -> Finding:
@@ -168,17 +115,14 @@ def _metrics_agree(model: int, code: int) -> Finding:
 
 
 def check_code(root: Path) -> Finding:
-    """The packed program is the readable source that lies here, minified."""
-    from pgolf.submit.pack_code import minify, unpack_code
+    """The packed program is made from the readable source that lies here."""
+    from pgolf.submit.pack_code import packed_from
 
     source = "issue 1594: the log was produced by other code than the committed"
+    path = artifacts.require(paths.PACKED_CODE, "verify-size")
     try:
-        packed, _ = unpack_code(artifacts.require(paths.PACKED_CODE, "verify-size").read_bytes())
-    except (AssertionError, ValueError) as error:
-        raise InputError(f"{paths.PACKED_CODE} is no packed program ({error}): run `pgolf verify-size`") from None
-    changed = [
-        name for name, text in packed.items()
-        if not (root / name).is_file() or minify((root / name).read_text("utf-8"), name) != text
-    ]  # fmt: skip
-    text = f"of other source than here: {', '.join(changed)}" if changed else f"{len(packed)} modules agree"
-    return judge("size.code", None if changed else True, text, source)
+        files = packed_from(root, path.read_bytes())
+    except InputError as error:
+        return judge("size.code", None, f"{path}: {error}", source)
+    text = "packed from other source than the one here" if files is None else f"packed from the {len(files)} files here"
+    return judge("size.code", None if files is None else True, text, source)

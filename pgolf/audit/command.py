@@ -11,7 +11,8 @@ from pgolf.console import progress, table
 
 def audit(
     path: Annotated[
-        Path | None, typer.Argument(help="A submission folder (never run) or an artifact; without it, the run here.")
+        Path | None,
+        typer.Argument(help="A submission folder (never run), an artifact or a preset; without it, the run here."),
     ] = None,
     base: Annotated[
         list[float] | None, typer.Option(help="Loss of one seed of the record to beat, nats per token; repeat it.")
@@ -30,6 +31,7 @@ def audit(
     with progress("audit") as show:
         found = judge(path, params, load_rules(), losses, show)
     artifacts.write_json(json, found.to_json())
-    table(f"audit of {found.subject}, rules {found.rules}", ("check", "verdict", "evidence", "judged by"), found.rows())
+    title = f"audit of {found.subject}: {found.summary}; rules {found.rules}; all of it in {json}"
+    table(title, ("verdict", "check", "evidence"), found.rows())
     if found.failed:
         raise typer.Exit(1)

@@ -1,25 +1,32 @@
-"""What a submission folder holds and how large it is: F.1 of the published format, and bytes against the cap."""
+"""What a submission folder holds: F.1 of the published format, checksums, and what its program needs."""
 
 import ast
-import base64
-import lzma
 import re
-import warnings
+import sys
+from pathlib import PurePosixPath
 
-import python_minifier
-
-from pgolf.audit.folder import Folder
-from pgolf.audit.programs import Program, bytes_of, called, entry_of, reachable
+from pgolf.audit.folder import TEXT_BYTES, Folder, read_text
+from pgolf.audit.programs import Program, entry_of, reachable
+from pgolf.audit.signs import strings
+from pgolf.audit.tokenizer_file import check_tokenizers
 from pgolf.audit.verdict import Finding, first_few, judge
-from pgolf.rules import Rules
+from pgolf.submit.record import SUMS, changed_files
 
-MEBIBYTES = 16 * 1024 * 1024
-MINIFIED_BYTES = 256 << 10
-"""Longer programs are not minified: it takes seconds."""
 RULE = "submission folders: README, submission.json, train_gpt.py, one full log a seed"
+SUMMED_BYTES = 256 << 20
+"""Folders with more are not hashed."""
+PACKAGES = frozenset(
+    {
+        "apex", "bitsandbytes", "brotli", "constriction", "datasets", "einops", "flash_attn", "flash_attn_interface",
+        "huggingface_hub", "kernels", "liger_kernel", "numba", "numpy", "python_minifier", "safetensors", "scipy",
+        "sentencepiece", "tiktoken", "tokenizers", "torch", "torchvision", "tqdm", "transformer_engine", "transformers",
+        "triton", "xformers", "zstandard",
+    }
+)  # fmt: skip
+"""Imports that need no line in requirements.txt to be known."""
 
 
-def check_files(folder: Folder) -> list[Finding]:
+def check_files(folder: Folder, texts: list[Program]) -> list[Finding]:
     """The files that a reviewer needs, and those that nobody should open."""
     present = {name: folder.named(name) for name in ("submission.json", "train_gpt.py")}
     missing = [name for name, found in present.items() if not found]
@@ -28,7 +35,10 @@ def check_files(folder: Folder) -> list[Finding]:
     found = [
         judge("files.required", not missing, f"missing: {', '.join(missing)}" if missing else "all there", RULE),
         _requirements(folder),
+        _self_contained(folder, texts),
         _closed(folder),
+        *_sums(folder),
+        *check_tokenizers(folder),
     ]
     submissions = len(folder.named("submission.json"))
     if submissions > 1:
@@ -53,118 +63,40 @@ def _closed(folder: Folder) -> Finding:
     return judge("files.closed", None if odd else True, text, "nothing of a submission is run, unpickled or followed")
 
 
-def check_sizes(folder: Folder, programs: list[Program], rules: Rules) -> list[Finding]:
-    """Bytes of code and model, recomputed from logs and files."""
-    entry = entry_of(programs)
-    found = [_cap(folder, rules), _sum(folder), _units(folder, programs, rules)]
-    if entry is not None:
-        found += [_code(folder, entry, programs), _stub(folder, entry, programs, rules)]
-    return found
+def _self_contained(folder: Folder, texts: list[Program]) -> Finding:
+    """Every import of the entry is in the folder, in requirements.txt, in the standard library, or well known."""
+    source = "PR 545, PR 1864: a program that breaks in its folder"
+    entry = entry_of(texts)
+    if entry is None:
+        return judge("files.self_contained", None, "no train_gpt.py", source)
+    known = {part.removesuffix(".py") for e in folder.entries for part in PurePosixPath(e.path).parts}
+    required = [read_text(folder.root, e, TEXT_BYTES) for e in folder.named("requirements.txt") if e.kind == "file"]
+    listed = re.findall(r"(?m)^(?:# optional: )?([A-Za-z0-9][\w.-]*)", "\n".join(required))
+    known |= {name.lower().replace("-", "_") for name in listed} | PACKAGES | sys.stdlib_module_names
+    missing: dict[str, str] = {}
+    for part in reachable(texts, entry):
+        if any(inner.unpacked_from == part.path for inner in texts):  # it writes what it unpacks to a file of its own
+            known |= {text.removesuffix(".py") for n in part.nodes for text in strings(n) if text.endswith(".py")}
+        for node in part.nodes:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for name in (name.partition(".")[0] for name in names):
+                if name not in known and name.lower() not in known:
+                    missing.setdefault(name, f"{name} ({part.path}:{node.lineno})")  # type: ignore[attr-defined]
+    if missing:
+        return judge("files.self_contained", None, f"nothing here provides {first_few(missing.values())}", source)
+    return judge("files.self_contained", True, "every import is in the folder or named as a package", source)
 
 
-def _claimed(folder: Folder) -> dict[str, float]:
-    """Total bytes by where they stand."""
-    sizes: dict[str, float] = {log.name: log.total_bytes for log in folder.runs if log.total_bytes is not None}
-    for log in folder.runs:
-        if log.model_bytes is not None and log.code_bytes is not None:
-            sizes[f"{log.name}, code + model"] = log.model_bytes + log.code_bytes
-    claims = folder.submission or {}
-    for key in ("bytes_total", "artifact_bytes_max", "artifact_bytes_mean", "artifact_bytes"):
-        if isinstance(value := claims.get(key), int | float):
-            sizes[f"submission.json {key}"] = value
-    per_seed = claims.get("seed_results")
-    for seed, result in per_seed.items() if isinstance(per_seed, dict) else ():
-        if isinstance(result, dict) and isinstance(value := result.get("artifact_bytes"), int | float):
-            sizes[f"submission.json seed {seed[:20]}"] = value
-    return sizes
-
-
-def _cap(folder: Folder, rules: Rules) -> Finding:
-    cap, sizes = rules.artifact.value, _claimed(folder)
-    if not sizes:
-        return judge("size.cap", None, "no log and no submission.json gives a size", rules.artifact.source)
-    over = {place: size for place, size in sizes.items() if size > cap}
-    where, largest = max((over or sizes).items(), key=lambda item: item[1])
-    text = f"{largest:,.0f} bytes in {where}, {abs(cap - largest):,.0f} {'over' if over else 'under'} the cap"
-    return judge("size.cap", not over, text, rules.artifact.source)
-
-
-def _sum(folder: Folder) -> Finding:
-    """Relation 2: total = model + code."""
-    source = "log lines `Serialized model`, `Code size`, `Total submission size`"
-    complete = [log for log in folder.runs if None not in (log.model_bytes, log.code_bytes, log.total_bytes)]
-    if not complete:
-        return judge("size.sum", None, "no log has all three size lines", source)
-    wrong = [
-        f"{log.name}: {log.model_bytes:,} + {log.code_bytes:,} is not {log.total_bytes:,}"
-        for log in complete
-        if log.model_bytes + log.code_bytes != log.total_bytes  # type: ignore[operator]
-    ]
-    return judge("size.sum", not wrong, first_few(wrong) or f"model + code = total in {len(complete)} logs", source)
-
-
-def _units(folder: Folder, programs: list[Program], rules: Rules) -> Finding:
-    """A cap of 16 MiB in place of 16 MB."""
-    entry = entry_of(programs)
-    texts = {p.path: p.text for p in (reachable(programs, entry) if entry else ())} | {"README.md": folder.readme}
-    pattern = re.compile(r"\b16 ?MiB\b|\b16[_,]?777[_,]?216\b|\b16 \* 1024 ?(?:\*\* ?2|\* 1024)|\b1 << 24\b")
-    places = [f"{path}:{text.count(chr(10), 0, m.start()) + 1}" for path, text in texts.items()
-              if (m := pattern.search(text))]  # fmt: skip
-    between = [f"{w}: {s:,.0f}" for w, s in _claimed(folder).items() if rules.artifact.value < s <= MEBIBYTES]
-    if between:
-        text = f"fits 16 MiB, not 16,000,000 bytes: {first_few(between)}"
-        return judge("size.units", False, text, rules.artifact.source)
-    text = f"16 MiB is named at {first_few(places)}" if places else "no size is given in MiB"
-    return judge("size.units", None if places else True, text, rules.artifact.source)
-
-
-def sizes_of(programs: list[Program]) -> tuple[int, int | None, int]:
-    """Bytes of some programs: as they are, minified (None where that fails), and the smaller of both packed."""
-    texts = [p.text for p in programs if p.unpacked_from is None]
-    raw = b"".join(map(bytes_of, texts))
-    small = None
-    if len(raw) <= MINIFIED_BYTES:
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                small = "\n".join(python_minifier.minify(t, rename_locals=False) for t in texts).encode()
-        except (SyntaxError, ValueError, RecursionError, MemoryError, python_minifier.UnstableMinification):
-            small = None
-    packed = base64.b85encode(lzma.compress(small or raw, format=lzma.FORMAT_ALONE, preset=6))
-    return len(raw), None if small is None else len(small), min(len(packed) + 120, len(raw))
-
-
-def _code(folder: Folder, entry: Program, programs: list[Program]) -> Finding:
-    """Relation 3: the committed program is the one that the logs counted."""
-    on_disk = next(e.size for e in folder.entries if e.path == entry.path)
-    raw, minified, packed = sizes_of([entry])
-    inside = {len(p.text.encode()) for p in programs if p.unpacked_from == entry.path}
-    logged = {s for log in folder.runs for s in (log.code_raw_bytes, log.code_bytes) if s is not None}
-    text = f"{entry.path}: {on_disk:,} bytes, minified {minified or 0:,}, packed about {packed:,}"
-    if not logged:
-        return judge("size.code", None, f"{text}; no log gives a code size", "issue 1594")
-    right = bool(logged & ({on_disk, raw} | inside))
-    text += f"; the logs counted {first_few(f'{size:,}' for size in sorted(logged))}"
-    return judge("size.code", right, text, "issue 1594: the log was produced by other code than the committed")
-
-
-def _stub(folder: Folder, entry: Program, programs: list[Program], rules: Rules) -> Finding:
-    """Files beside the entry that it runs are code, whatever was counted (PR 1412)."""
-    source = "PR 1412: a stub that runs another file; official README: code + compressed model"
-    all_parts = reachable(programs, entry)
-    others = sorted({p.path for p in all_parts} - {entry.path})
-    runs = any(isinstance(n, ast.Call) and called(n) in ("exec", "run_path", "run_module", "execv", "Popen")
-               for p in all_parts if p.path == entry.path for n in p.nodes())  # fmt: skip
-    if not others:
-        return judge("size.stub", True, f"{entry.path} runs no other file of the folder", source)
-    raw, _, packed = sizes_of(all_parts)
-    models = [log.model_bytes for log in folder.runs if log.model_bytes is not None]
-    how = "runs" if runs else "imports"
-    text = f"{entry.path} {how} {first_few(others)}: {raw:,} bytes of code in all, packed about {packed:,}"
-    counted = max((log.code_bytes or 0 for log in folder.runs), default=0)
-    if not models:
-        return judge("size.stub", None, f"{text}; no log gives the model's bytes", source)
-    if counted >= packed:
-        return judge("size.stub", True, f"{text}; {counted:,} were counted", source)
-    over = max(models) + packed - rules.artifact.value
-    text += f"; with the model {'over' if over > 0 else 'under'} the cap by {abs(over):,}, {counted:,} were counted"
-    return judge("size.stub", False if over > 0 else None, text, source)
+def _sums(folder: Folder) -> list[Finding]:
+    """The checksums that `pgolf record` writes."""
+    source = "SHA256SUMS: every file but itself"
+    if not any(entry.path == SUMS and entry.kind == "file" for entry in folder.entries):
+        named = SUMS in folder.readme
+        return [judge("files.sums", False, f"the README names {SUMS}, which is not there", source)] if named else []
+    size = sum(entry.size for entry in folder.entries)
+    if size > SUMMED_BYTES or not folder.complete:
+        return [judge("files.sums", None, f"{size:,} bytes: too much to hash, run `sha256sum -c {SUMS}`", source)]
+    changed = changed_files(folder.root)
+    text = f"changed, missing or added: {first_few(changed)}" if changed else f"{len(folder.entries) - 1} files agree"
+    return [judge("files.sums", not changed, text, source)]

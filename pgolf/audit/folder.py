@@ -3,12 +3,14 @@ is unpickled, and every size is bounded.
 """
 
 import json
+import math
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from pgolf.audit.logs import LOG_BYTES, RunLog, read_log
 from pgolf.audit.programs import encoding_of
@@ -57,6 +59,12 @@ class Folder:
         return sorted((e for e in self.entries if e.path.rpartition("/")[2] == name), key=lambda e: len(e.path))
 
     @property
+    def record(self) -> bool:
+        """Whether the folder asks for a place among the records; other tracks keep the cap alone."""
+        track = (self.submission or {}).get("track") or self.root.resolve().parent.name
+        return re.search(r"(?i)non|unlimited", str(track)[:200]) is None
+
+    @property
     def runs(self) -> tuple[RunLog, ...]:
         """The logs of whole runs: what trained and was scored, or was cut off on the way."""
         return tuple(log for log in self.logs if log.steps is not None or log.scores)
@@ -73,8 +81,7 @@ def read_folder(root: Path) -> Folder:
         if entry.size > TEXT_BYTES:
             unread.append(f"{entry.path} ({entry.size:,} bytes)")
             return ""
-        data = _bytes(root / entry.path, TEXT_BYTES)
-        return data.decode(encoding_of(data) if source else "utf-8", "replace")
+        return read_text(root, entry, TEXT_BYTES, source)
 
     files = [entry for entry in entries if entry.kind == "file"]
     sources = {entry.path: text(entry, source=True) for entry in files if entry.path.endswith(".py")}
@@ -140,7 +147,13 @@ def _is_log(entry: Entry) -> bool:
     return name.endswith(".log") or (name.endswith(".txt") and ("logs" in folder.split("/") or "seed" in name))
 
 
-def _bytes(path: Path, limit: int) -> bytes:
+def read_text(root: Path, entry: Entry, limit: int, source: bool = False) -> str:
+    """The beginning of a file, as UTF-8 or, for a program, in the encoding that it declares."""
+    data = read_bytes(root / entry.path, limit)
+    return data.decode(encoding_of(data) if source else "utf-8", "replace")
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
     """At most `limit` bytes of a regular file, whatever became of it since it was listed."""
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
@@ -158,11 +171,19 @@ def _parse(text: str) -> tuple[dict[str, Any] | None, str]:
             raise ValueError(f"a key is given twice, among {', '.join(sorted(names)[:8])}")
         return dict(pairs)
 
-    def constant(name: str) -> None:
+    def constant(name: str) -> NoReturn:
         raise ValueError(f"{name} is no JSON number")
 
+    def whole(digits: str) -> int:
+        if len(digits) > 19:
+            raise ValueError(f"a number of {len(digits)} digits")
+        return int(digits)
+
+    def real(digits: str) -> float:
+        return float(digits) if math.isfinite(float(digits)) else constant(digits[:20])
+
     try:
-        found = json.loads(text, object_pairs_hook=unique, parse_constant=constant)
+        found = json.loads(text, object_pairs_hook=unique, parse_constant=constant, parse_int=whole, parse_float=real)
     except (ValueError, RecursionError) as error:
         return None, f"it is no JSON ({str(error)[:120]})"
     return (found, "") if isinstance(found, dict) else (None, "it holds no object")

@@ -1,12 +1,13 @@
 """What each log must show by itself: that it is whole, what was scored and by which bytes, and both clocks."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
-from pgolf.audit.logs import Result, RunLog
+from pgolf.audit.logs import RunLog
 from pgolf.audit.verdict import Finding, Verdict, first_few, judge
 from pgolf.data.accounting import EXPORTS, SUBSETS, examine
-from pgolf.data.catalogue import LUT_BYTES, TRAIN_SHARDS, VAL_DOCUMENTS
+from pgolf.data.catalogue import EVAL_LENGTH, LUT_BYTES, TRAIN_SHARDS, VAL_DOCUMENTS
 from pgolf.rules import Rules
 
 GAP = 0.006
@@ -17,19 +18,24 @@ LEAKED_SHARDS = {1499: "a local preparation that begins training at document 10,
 One = Callable[[RunLog], tuple[bool | None, str]]
 
 
-def check_logs(runs: Sequence[RunLog], rules: Rules) -> list[Finding]:
-    """Every check on every log; one finding a check, for the log that is worst."""
+def check_logs(runs: Sequence[RunLog], rules: Rules, record: bool = True) -> list[Finding]:
+    """Every check on every log; one finding a check, for the log that is worst.
+
+    `record`: the folder asks for a place among the records; others have no clock, and may score another text.
+    """
     if not runs:
         return [judge("log.complete", False, "no log of a run", "PR 505: missing logs")]
     checks: list[tuple[str, One, str]] = [
         ("log.complete", _complete, "PR 2071: a log that ended before the lines that its claim needs"),
         ("bytes.rho", _rho, "spec of the score: BPB = loss / ln 2 * tokens / bytes; PR 2071, issue 1719, PR 1734"),
         ("tokens.val", _val_tokens, "E.2: the full validation set, once; PR 1854, PR 1785, PR 640"),
-        ("tokens.documents", _documents, rules.validation_documents.source),
+        ("tokens.documents", _asked(_documents, record), rules.validation_documents.source),
         ("leak.shards", _shards, "issue 2127: validation documents in training shards, 15 of 34 PRs"),
+        ("leak.train_files", _train_files, "PR 44: training on validation shards"),
         ("leak.gap", _order, "relation of the scores: before quantization < quantized, adaptation gains 0.004"),
-        ("clock.train", _comparable(_train_clock, rules), rules.train_clock.source),
-        ("clock.evaluate", _comparable(_eval_clock, rules), rules.evaluation_clock.source),
+        ("clock.train", _asked(_comparable(_train_clock, rules), record), rules.train_clock.source),
+        ("clock.after", _asked(_after_clock, record), "PR 401 burst, PR 634 v1: work after the 600 s clock"),
+        ("clock.evaluate", _asked(_comparable(_eval_clock, rules), record), rules.evaluation_clock.source),
         *((name, _sign(kind, verdict), source) for name, kind, verdict, source in SIGN_CHECKS),
     ]
     return [_worst(name, [(log.name, *check(log)) for log in runs], source) for name, check, source in checks]
@@ -41,7 +47,9 @@ SIGN_CHECKS: tuple[tuple[str, str, Verdict, str], ...] = (
     ("c2.ppm", "ppm", "fail", "issue 1872, PR 1905: a byte mixture that does not sum to 1 over tokens"),
     ("c3.slot", "slot", "fail", "PR 1229, 1240, 1336: parameters fitted to the tokens that they then score"),
     ("c3.train_then_score", "train_then_score", "fail", "issue 402, PR 1376: adaptation before the score"),
+    ("c4.passes", "second_pass", "cannot tell", "PR 991: a second pass over scored targets; look what it replaces"),
     ("leak.calibration", "calibration_on_val", "fail", "PR 728: calibration on validation data"),
+    ("leak.selection", "picked", "cannot tell", "PR 401 v2, PR 635: chosen by validation score; look which data it is"),
     ("offline", "download", "fail", "PR 466: no network at run time"),
 )
 
@@ -64,22 +72,29 @@ def _sign(kind: str, verdict: Verdict) -> One:
 
 
 def _complete(log: RunLog) -> tuple[bool | None, str]:
-    """Training, sizes and a score, the score in full precision and last."""
-    missing = [
-        name
-        for name, there in (
-            ("steps and training time", log.train_ms is not None),
-            ("end of calibration", log.calibrates is None or log.hessian_seconds is not None or log.total_bytes),
-            ("total size", log.total_bytes is not None),
-            ("score of the quantized model", log.final is not None),
-        )
-        if not there
-    ]
+    """The lines of F.4: training, sizes and a score, the score in full precision and last."""
+    dumped = log.dumped  # from PR 1394 on; the starter program and its first descendants print fewer lines
+    adapted = log.final is not None and "ttt" in log.final.name
+    lines = (
+        ("steps and training time", log.train_ms is not None, True),
+        ("end of calibration", log.calibrates is None or log.hessian_seconds is not None or log.total_bytes, True),
+        ("total size", log.total_bytes is not None, True),
+        ("score of the quantized model", log.final is not None, True),
+        ("model size", log.model_bytes is not None, False),
+        ("code size", log.code_bytes is not None, False),
+        ("val_tokens", log.val_tokens is not None, False),
+        ("train_shards", log.train_shards is not None, False),
+        ("score before quantization", not dumped or log.before is not None, False),
+        ("score before adaptation", not (dumped and adapted) or log.quantized is not None, False),
+    )
+    missing = [name for name, there, needed in lines if needed and not there]
     if missing:
         return False, f"ends at line {log.lines} without {', '.join(missing)}"
     assert log.final is not None
     if log.final.digits < 6:
         return None, f"`{log.final.name}` has {log.final.digits} decimals only"
+    if missing := [name for name, there, needed in lines if not there]:
+        return None, f"no line gives {', '.join(missing)}: ask for the whole log"
     return True, f"`{log.final.name}` {log.final.bpb} on line {log.final.line}"
 
 
@@ -87,18 +102,24 @@ def _rho(log: RunLog) -> tuple[bool | None, str]:
     """Relation 1: the bytes that three logged numbers imply."""
     if log.final is None or log.val_tokens is None:
         return None, "no score or no val_tokens: recount the bytes"
-    if not (log.final.loss > 0 and log.final.bpb > 0 and log.val_tokens > 0):
-        return False, f"loss {log.final.loss}, BPB {log.final.bpb}, {log.val_tokens} tokens are no score"
-    found = examine(log.final.loss, log.final.bpb, log.val_tokens)
+    return judge_bytes(log.final.loss, log.final.bpb, log.val_tokens, log.final.digits)
+
+
+def judge_bytes(loss: float, bpb: float, targets: int, digits: int) -> tuple[bool | None, str]:
+    """Whether a score, in nats per token and BPB of so many decimals, was divided by the bytes of its targets."""
+    if not (loss > 0 and bpb > 0 and targets > 0):
+        return False, f"loss {loss}, BPB {bpb}, {targets} tokens are no score"
+    found = examine(loss, bpb, targets)
     text = f"{found.bytes:,} bytes, rho {found.tokens_per_byte:.5f}: {found.text}"
     if found.corrected_bpb is not None and found.right is False:
         text += f"; over the canonical bytes it is {found.corrected_bpb:.5f} BPB"
-    if found.right and (off := _off(found.bytes, log.val_tokens, log.final)):
+    rounding = math.ceil(found.bytes * 0.5 * 10.0**-digits * (1 / bpb + 1 / loss)) + 2
+    if found.right and (off := _off(found.bytes, targets, rounding)):
         return None, f"{text}, but {off:,} bytes off the exact count"
     return found.right, text
 
 
-def _off(count: int, targets: int, score: Result) -> int:
+def _off(count: int, targets: int, rounding: int) -> int:
     """By how many bytes a count leaves the exact one, beyond the rounding of its log; 0 where it does not."""
     export = next(e for e in EXPORTS.values() if targets in (e.val_targets, (e.val_tokens or 0) - 1))
     if export.transform == "none":
@@ -106,7 +127,6 @@ def _off(count: int, targets: int, score: Result) -> int:
         low, high = LUT_BYTES - tail, LUT_BYTES
     else:
         low = high = round(export.val_targets / export.tokens_per_byte)
-    rounding = math.ceil(count * 0.5 * 10.0**-score.digits * (1 / score.bpb + 1 / score.loss)) + 2
     return max(low - rounding - count, count - high - rounding, 0)
 
 
@@ -120,12 +140,21 @@ def _val_tokens(log: RunLog) -> tuple[bool | None, str]:
             return False, f"{key} is {log.hyperparameters[key][:20]}"
     if log.val_tokens is None:
         return None, "no line says how many targets were scored"
-    if log.val_tokens in SUBSETS:
-        return False, f"{log.val_tokens:,} targets: {SUBSETS[log.val_tokens]}"
-    name = next((n for n, e in EXPORTS.items() if log.val_tokens in (e.val_targets, (e.val_tokens or 0) - 1)), None)
-    if name is None:
-        return None, f"{log.val_tokens:,} targets are those of no published set: recount with its tokenizer"
-    return True, f"{log.val_tokens:,} targets, all of {name}"
+    if log.target_tokens is not None and log.target_tokens < log.val_tokens:
+        return False, f"adaptation scored {log.target_tokens:,} of {log.val_tokens:,} targets"
+    return judge_targets(log.val_tokens)
+
+
+def judge_targets(count: int) -> tuple[bool | None, str]:
+    """Whether so many targets are a whole published validation set."""
+    if count in SUBSETS:
+        return False, f"{count:,} targets: {SUBSETS[count]}"
+    for name, export in EXPORTS.items():
+        if count in (export.val_targets, (export.val_tokens or 0) - 1):
+            return True, f"{count:,} targets, all of {name}"
+        if abs(count - 2 * (export.val_tokens or export.val_targets)) <= EVAL_LENGTH:
+            return False, f"{count:,} targets are twice those of {name}: byte counts were read as tokens"
+    return None, f"{count:,} targets are those of no published set: recount with its tokenizer"
 
 
 def _documents(log: RunLog) -> tuple[bool | None, str]:
@@ -148,20 +177,50 @@ def _shards(log: RunLog) -> tuple[bool | None, str]:
     return True, f"{log.train_shards} training shards"
 
 
+def _train_files(log: RunLog) -> tuple[bool | None, str]:
+    named = {key: value for key, value in log.hyperparameters.items() if "train" in key and "file" in key}
+    wrong = [f"{key}: {value[:60]}" for key, value in named.items() if re.search(r"fineweb_(?:val|\*)", value)]
+    return not wrong, first_few(wrong) or "training files are no validation files"
+
+
 def _order(log: RunLog) -> tuple[bool | None, str]:
-    """Relation 9; sliding windows gain more than this by themselves, so they are not compared."""
-    before = log.diagnostic("pre-quant") or log.diagnostic("post_ema")
-    quantized = next((r for r in log.results if r.name in ("quantized", "diagnostic quantized")), None)
-    if before is None or log.final is None:
-        return None, "no score before quantization"
-    if quantized is not None and quantized.bpb < before.bpb:
+    """Relation 9: what quantization costs, and what adaptation gains over the same windows without it."""
+    before, quantized, final = log.before, log.quantized, log.final
+    if final is None:
+        return None, "no score"
+    if before is not None and quantized is not None and quantized.bpb < before.bpb:
         return None, f"quantized {quantized.bpb} is better than {before.bpb} before: see what was trained in between"
-    gain = before.bpb - log.final.bpb
-    if "sliding" in log.final.name or "window" in log.final.name or quantized is None:
-        return True, f"{log.final.name} {gain:+.4f} BPB against the weights before quantization, other windows"
+    if "sliding" in final.name or "roundtrip" in final.name:
+        return True, f"`{final.name}` is a score without adaptation"
+    sliding = next((r for r in reversed(log.scores) if "sliding" in r.name and r.digits >= final.digits), None)
+    reference, name = (sliding, "sliding windows") if sliding else (before, "the weights before quantization")
+    if reference is None:
+        return None, "no score to compare adaptation with"
+    gain = reference.bpb - final.bpb
     if gain > GAP:
-        return None, f"{log.final.name} is {gain:.4f} BPB better than before quantization: a sign of leaked validation"
-    return True, f"adaptation ends {gain:+.4f} BPB against the weights before quantization"
+        return None, f"`{final.name}` is {gain:.4f} BPB better than {name}: a sign of leaked validation"
+    return True, f"adaptation ends {gain:+.4f} BPB better than {name}"
+
+
+def _asked(check: One, record: bool) -> One:
+    """A limit that only records have to keep."""
+    if record:
+        return check
+
+    def excused(log: RunLog) -> tuple[bool | None, str]:
+        right, text = check(log)
+        return (right, text) if right is not False else (None, f"{text}; not a record, so not a violation")
+
+    return excused
+
+
+def _after_clock(log: RunLog) -> tuple[bool | None, str]:
+    """Steps, or lines that speak of steps, below the line that says that the clock has stopped."""
+    if log.late_step:
+        return False, f"line {log.late_step} trains on after the clock stopped"
+    if lines := log.signs.get("late_work"):
+        return None, f"line {first_few(map(str, lines))} speaks of work after the clock stopped: is its time charged?"
+    return True, "no step after the clock stopped"
 
 
 def _comparable(clock: Callable[[RunLog, Rules], tuple[bool | None, str]], rules: Rules) -> One:

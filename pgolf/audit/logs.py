@@ -53,12 +53,20 @@ class RunLog:
     """As `pgolf record` writes it; the published programs print none."""
     hyperparameters: dict[str, str] = field(default_factory=dict)
     """The dump; in the first dialect the `key:value` pairs printed before the first step."""
+    dumped: int | None = None
+    """Last line of the dump; None where there is none."""
     train_shards: int | None = None
     val_tokens: int | None = None
     documents: int | None = None
+    target_tokens: int | None = None
+    """Targets that adaptation scored."""
     effective_ms: float | None = None
     train_ms: float | None = None
     steps: int | None = None
+    stopped: int | None = None
+    """Line on which the clock stopped training."""
+    late_step: int | None = None
+    """Line of a step after that."""
     hessian_seconds: float | None = None
     calibrates: int | None = None
     """Line on which calibration is announced."""
@@ -92,9 +100,15 @@ class RunLog:
         """The score of the run: the last one, in full precision where there is one."""
         return next((r for r in reversed(self.scores) if r.digits >= 6), next(reversed(self.scores), None))
 
-    def diagnostic(self, word: str) -> Result | None:
-        """The diagnostic score whose name contains a word."""
-        return next((r for r in self.results if r.diagnostic and word in r.name), None)
+    @property
+    def before(self) -> Result | None:
+        """The score before quantization."""
+        return next((r for r in self.results if r.diagnostic and re.search("pre-?quant|post_ema", r.name)), None)
+
+    @property
+    def quantized(self) -> Result | None:
+        """The score of the quantized model before adaptation, in plain windows."""
+        return next((r for r in self.results if r.name in ("quantized", "diagnostic quantized")), None)
 
 
 RESULT = re.compile(
@@ -120,6 +134,8 @@ FIRST_STEP = re.compile(r"^(?:warmup_)?step: ?\d|^\d{1,9}/\d{1,9} (?:train|val)_
 DUMPED = re.compile(r"^  ([a-z]\w{0,80}): ?(.*)$")
 PAIR = re.compile(r"\b([a-z]\w{1,60})[:=]([^\s:=]{1,200})")
 HARDWARE = re.compile(r"^hardware: ?(\S.{0,80})")
+TARGET_TOKENS = re.compile(r"^ttt_\w{1,20}: .{0,200}\btarget_tokens:(\d{1,12})\b")
+LATE_STEP = re.compile(r"^(?:step:)?(\d{1,9})/\d{1,9} train_loss")
 CHUNK = re.compile(r"^tttg: c(\d{1,6})/(\d{1,6}) ")
 PRINTED_BEFORE_STEPS = re.compile(r"^(?:nohup|W\d|\[|logs/|warmup|loop_warmup|seed:)")
 
@@ -132,10 +148,22 @@ SIGNS: dict[str, re.Pattern[str]] = {
     "calibration_on_val": re.compile(
         r"(?i)^(?:gptq|calib\w{0,20})\b.{0,80}\b(?:val|validation)[ _](?:data|tokens|set)"
     ),
+    "second_pass": re.compile(r"(?i)^(?:re-?scor\w{0,9}|(?:second|two)[_ ]pass\w{0,20})[: ]"),
+    "picked": re.compile(
+        r"(?i)^(?:best_?temp\w{0,20}|temp(?:erature)?[_ ](?:search|sweep|calib)\w{0,20}|(?:picked|selected|chose)\b"
+        r".{0,60}\b(?:raw|live|ema|swa|averaged?) )"
+    ),
     "doubled_path": re.compile(r"datasets/datasets"),
     "download": re.compile(r"(?i)^(?:downloading|fetching \d+ files)\b"),
 }
 
+
+LATE_WORK = re.compile(r"(?i)^(?:ttt_)?(?:burst|replay|polish|fine-?tune)\w{0,20}\b")
+"""Training under another name; a sign only after the clock has stopped."""
+
+PROGRAM_BEGINS = re.compile(r"^(?:import \w|from [\w.]+ import |#!/)")
+PROGRAM_ENDS = re.compile(r"^={20,}$|^(?:Running (?:Py|py)|warmup_step)")
+"""A log holds the text of its program, up to a rule; what is in it was not printed by the run."""
 
 SWITCHED_OFF = re.compile(r"(?i)^[\w.\-]{1,60}[:=] ?(?:enabled[:=] ?)?(?:0|false|off|disabled|none)\b(?![.:/])")
 """A line that says that something is not done: `slot_enabled:0`."""
@@ -143,7 +171,7 @@ SWITCHED_OFF = re.compile(r"(?i)^[\w.\-]{1,60}[:=] ?(?:enabled[:=] ?)?(?:0|false
 
 def read_log(path: Path) -> RunLog:
     """Parse one log."""
-    log, header = RunLog(name=path.name), True
+    log, header, program = RunLog(name=path.name), True, False
     for number, (line, cut) in enumerate(_lines(path, log), 1):
         if number > LINES:
             log.whole = False
@@ -152,8 +180,17 @@ def read_log(path: Path) -> RunLog:
         log.cut += cut
         log.damaged += line.count("�")
         header = header and not FIRST_STEP.match(line)
-        _take(log, line, number, header)
+        program = _in_program(line, program)
+        if not program:
+            _take(log, line, number, header)
     return log
+
+
+def _in_program(line: str, before: bool) -> bool:
+    """Whether a line belongs to the program's text that logs begin with, given the line before it."""
+    if not before:
+        return bool(PROGRAM_BEGINS.match(line))
+    return not (PROGRAM_ENDS.match(line) or any(pattern.match(line) for pattern in FIELDS.values()))
 
 
 def _lines(path: Path, log: RunLog) -> Iterator[tuple[str, bool]]:
@@ -175,13 +212,8 @@ def _take(log: RunLog, line: str, number: int, header: bool) -> None:
     for name, pattern in () if SWITCHED_OFF.match(line) else SIGNS.items():
         if pattern.search(line) and len(places := log.signs.setdefault(name, [])) < 4:
             places.append(number)
-    if len(log.hyperparameters) >= PAIRS:
-        header = False
-    elif found := DUMPED.match(line):
-        log.hyperparameters.setdefault(found[1], found[2].strip()[:200])
-    if header and not line.startswith("  ") and not PRINTED_BEFORE_STEPS.match(line):
-        for key, value in PAIR.findall(line):
-            log.hyperparameters.setdefault(key, value)
+    if header and len(log.hyperparameters) < PAIRS:
+        _take_settings(log, line, number)
     for name, pattern in FIELDS.items():
         if match := pattern.match(line):
             value = float(match[1])
@@ -191,10 +223,9 @@ def _take(log: RunLog, line: str, number: int, header: bool) -> None:
         log.hardware = match[1].strip()
     if re.match(r"(?i)^gptq:(?:collecting|calibrating)", line):
         log.calibrates = number
-    match = STOPPED.match(line) or STEP.match(line)
-    if match:
-        stopped = line.startswith("stopping")
-        log.train_ms, log.steps = float(match[1 if stopped else 2]), int(match[2 if stopped else 1])
+    _take_step(log, line, number)
+    if match := TARGET_TOKENS.match(line):
+        log.target_tokens = int(match[1])
     if match := CHUNK.match(line):
         if match[1] == "1" and len(log.chunks) < 64:
             log.chunks.append(int(match[2]))
@@ -205,3 +236,28 @@ def _take(log: RunLog, line: str, number: int, header: bool) -> None:
             name=match[1], loss=float(match[2]), bpb=float(match[3]), digits=digits, seconds=seconds, line=number
         )
         log.results = [*log.results[-200:], result]
+
+
+def _take_settings(log: RunLog, line: str, number: int) -> None:
+    """A line of the dump, which has no other lines between; without a dump the pairs of a line."""
+    if (found := DUMPED.match(line)) and log.dumped in (None, number - 1):
+        log.dumped = number
+        log.hyperparameters.setdefault(found[1], found[2].strip()[:200])
+    elif log.dumped is None and not PRINTED_BEFORE_STEPS.match(line):
+        for key, value in PAIR.findall(line):
+            log.hyperparameters.setdefault(key, value)
+
+
+def _take_step(log: RunLog, line: str, number: int) -> None:
+    """Steps and training time, and what goes on after the clock has stopped."""
+    if log.stopped is not None:
+        if LATE_WORK.match(line):
+            log.signs.setdefault("late_work", []).append(number)
+        match = LATE_STEP.match(line)
+        if match and log.late_step is None and int(match[1]) > (log.steps or 0):
+            log.late_step = number
+    match = STOPPED.match(line) or STEP.match(line)
+    if match and line.startswith("stopping"):
+        log.train_ms, log.steps, log.stopped = float(match[1]), int(match[2]), number
+    elif match:
+        log.train_ms, log.steps = float(match[2]), int(match[1])

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from pgolf.audit.verdict import Finding, first_few, judge
+from pgolf.data.shards import BOS
 from pgolf.evaluate.windows import Windows
 from pgolf.model.gpt import GPT
 
@@ -28,25 +29,47 @@ Score = Callable[[Tokens], Losses]
 Charge = Callable[[Tokens], Losses]
 """Rows [r, n] of equal length to the losses [r, n - 1] of their targets."""
 
+Answer = Callable[[Tokens, Tokens], Losses]
+"""Inputs [r, n] and targets [r, n], which need not follow on them, to losses [r, n]."""
+Report = Callable[[str], None]
+"""Gets what a probe is at."""
+
 TOLERANCE = 1e-4
 """Nats; float32 on a CPU, where only the shapes of batches differ."""
 SUM_TOLERANCE = 1e-4
 ISSUE = "issue 1017"
 
 
-def future_tokens(score: Score, tokens: Tokens, vocab: int, positions: Sequence[int], seed: int = 0) -> Finding:
-    """C1: with all tokens from t on replaced at random, the losses of targets before t stay."""
-    generator, base, worst = np.random.default_rng(seed), score(tokens), (0.0, 0, 0)
-    for t in positions:
+def future_tokens(
+    score: Score,
+    tokens: Tokens,
+    vocab: int,
+    cuts: Sequence[int],
+    order: NDArray[np.int64] | None = None,
+    report: Report = lambda text: None,
+) -> Finding:
+    """C1: with everything that is scored later replaced at random, the losses that were there before stay.
+
+    `order`: for each target when it gets its loss, None where that is stream order. Only then may a document's start
+    be replaced: it decides on the order.
+    """
+    generator, base, worst = np.random.default_rng(0), score(tokens), (0.0, 0, 0)
+    ranks = np.arange(len(tokens) - 1) if order is None else order
+    for cut in cuts:
+        report(f"tokens behind the first {cut} scores replaced")
+        later = np.flatnonzero(ranks >= cut) + 1
+        low = 0 if order is None else BOS + 1
+        later = later if order is None else later[tokens[later] > BOS]
         changed = tokens.copy()
-        shift = generator.integers(1, vocab, len(tokens) - t)
-        changed[t:] = (tokens[t:].astype(np.int64) + shift) % vocab  # every one differs
-        difference = np.abs(score(changed) - base)[: t - 1]
-        if len(difference) and not float(np.nan_to_num(difference, nan=math.inf).max()) <= worst[0]:
-            worst = float(np.nan_to_num(difference, nan=math.inf).max()), int(difference.argmax()), t
-    text = f"replacing tokens from {first_few(map(str, positions))} on moves earlier losses by at most {worst[0]:.1e}"
+        shift = generator.integers(1, vocab - low, len(later))
+        changed[later] = low + (tokens[later].astype(np.int64) - low + shift) % (vocab - low)  # every one differs
+        moved = np.where(ranks < cut, np.nan_to_num(np.abs(score(changed) - base), nan=math.inf), 0)
+        if moved.size and not float(moved.max()) <= worst[0]:
+            worst = float(moved.max()), int(moved.argmax()), cut
+    named = first_few(map(str, cuts))
+    text = f"replacing what is scored after {named} targets moves earlier losses by at most {worst[0]:.1e}"
     if worst[0] > TOLERANCE:
-        text += f": target {worst[1]} sees token {worst[2]} or later"
+        text += f": target {worst[1]} knows what comes after {worst[2]} scores"
     return judge("c1.future_tokens", worst[0] <= TOLERANCE, text, f"{ISSUE} C1: PR 1420, PR 1437")
 
 
@@ -79,18 +102,21 @@ def _embedded(model: GPT, x: torch.Tensor) -> Iterator[None]:
         del model.embed
 
 
-def distribution(charge: Charge, contexts: Sequence[Tokens], vocab: int, rows: int = 1024) -> Finding:
-    """C2: over all tokens a that could follow a context [n], exp(-loss of a) sums to 1."""
+def distribution(
+    answer: Answer, contexts: Sequence[Tokens], vocab: int, rows: int = 1024, report: Report = lambda text: None
+) -> Finding:
+    """C2: at every place of a context [n], exp(-loss of a) over all tokens a that could follow sums to 1."""
     sums, least = [], math.inf
     for context in contexts:
-        total = 0.0
+        total = np.zeros(len(context))
         for first in range(0, vocab, rows):
-            ids = np.arange(first, min(first + rows, vocab), dtype=np.uint16)
-            batch = np.concatenate([np.tile(context, (len(ids), 1)), ids[:, None]], axis=1)
-            losses = charge(batch)[:, -1].astype(np.float64)
-            total += float(np.exp(-losses).sum())
+            report(f"probabilities of tokens {first:,} to {min(first + rows, vocab):,} of {vocab:,}")
+            asked = np.arange(first, min(first + rows, vocab), dtype=np.uint16)
+            inputs = np.tile(context, (len(asked), 1))
+            losses = answer(inputs, np.tile(asked[:, None], (1, len(context)))).astype(np.float64)
+            total += np.exp(-losses).sum(0)
             least = min(least, float(losses.min()))
-        sums.append(total)
+        sums += total.tolist()
     worst = max(sums, key=lambda value: abs(value - 1))
     text = f"sums over all {vocab:,} tokens at {len(sums)} positions lie within {abs(worst - 1):.1e} of 1"
     right = abs(worst - 1) <= SUM_TOLERANCE and least >= -SUM_TOLERANCE
@@ -100,14 +126,14 @@ def distribution(charge: Charge, contexts: Sequence[Tokens], vocab: int, rows: i
 
 
 def charged(charge: Charge, tokens: Tokens, saved: Losses, comparable: bool) -> Finding:
-    """C2: the losses that were charged for a stream's beginning are -ln p of its tokens.
+    """C2: the losses [n - 1] that were charged for a row [n] before anything was learned are -ln p of its tokens.
 
     `comparable`: computed on the same kind of machine; elsewhere another precision may explain a difference.
     """
     found = charge(tokens[None])[0]
-    difference = float(np.abs(found - saved[: len(found)]).max())
+    difference = float(np.abs(found - saved).max())
     limit = 2e-3 if comparable else 0.05
-    text = f"the first {len(found)} saved losses differ by at most {difference:.1e} nats from -ln p computed here"
+    text = f"{len(found)} losses that were charged first differ by at most {difference:.1e} nats from -ln p here"
     right = difference <= limit if comparable or difference <= limit else None
     return judge("c2.charged", right, text, f"{ISSUE} C2: p(x_t) is the loss that is charged")
 

@@ -24,12 +24,18 @@ class Program:
     text: str
     tree: ast.Module | None
     """None where it is no Python."""
+    nodes: tuple[ast.AST, ...]
+    """All of its tree."""
     unpacked_from: str | None = None
     """The file whose packed text this is."""
 
-    def nodes(self) -> list[ast.AST]:
-        """All nodes of its tree."""
-        return [] if self.tree is None else list(ast.walk(self.tree))
+    def calls(self, *names: str) -> list[ast.Call]:
+        """Calls of something whose name ends so."""
+        return [node for node in self.nodes if isinstance(node, ast.Call) and called(node) in names]
+
+    def functions(self) -> list[ast.FunctionDef]:
+        """Every function, nested ones too."""
+        return [node for node in self.nodes if isinstance(node, ast.FunctionDef)]
 
 
 def parse(path: str, text: str, unpacked_from: str | None = None) -> Program:
@@ -39,7 +45,8 @@ def parse(path: str, text: str, unpacked_from: str | None = None) -> Program:
             tree: ast.Module | None = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         tree = None
-    return Program(path=path, text=text, tree=tree, unpacked_from=unpacked_from)
+    nodes = () if tree is None else tuple(ast.walk(tree))
+    return Program(path=path, text=text, tree=tree, nodes=nodes, unpacked_from=unpacked_from)
 
 
 def encoding_of(data: bytes) -> str:
@@ -88,7 +95,7 @@ def reachable(found: list[Program], entry: Program) -> list[Program]:
 def _mentions(program: Program) -> set[str]:
     """Modules that it imports, and file names of programs among its strings."""
     found: set[str] = set()
-    for node in program.nodes():
+    for node in program.nodes:
         if isinstance(node, ast.Import):
             found.update(alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -123,7 +130,7 @@ def _packed_texts(program: Program) -> list[str]:
     """Python inside `decompress(b85decode("..."))`, as packed submissions carry it, or as plain latin-1."""
     blobs = [
         node.value.encode("latin1", "replace") if isinstance(node.value, str) else node.value
-        for node in program.nodes()
+        for node in program.nodes
         if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes) and len(node.value) > 500
     ]
     texts = (_unpack(blob) for blob in blobs[:4] if len(blob) <= PACKED_BYTES)
@@ -131,23 +138,27 @@ def _packed_texts(program: Program) -> list[str]:
 
 
 def _unpack(blob: bytes) -> str:
-    """The text in a packed constant; empty where it is none."""
-    for decode in (base64.b85decode, base64.b64decode, bytes):
+    """The program in a packed constant; empty where it is none."""
+    for decode in (base64.b85decode, _b64decode, bytes):
         try:
             data = decode(blob)
         except (ValueError, binascii.Error):
             continue
         for expand in (_lzma, _raw_lzma, _zlib, _brotli):
             try:
-                text = expand(data)
+                found = expand(data)
+                found = found if len(found) < UNPACKED_BYTES else found[:UNPACKED_BYTES].rpartition(b"\n")[0]
+                text = found.decode()
             except (lzma.LZMAError, zlib.error, brotli.error, EOFError, ValueError):
                 continue
-            if text:
-                text = text if len(text) < UNPACKED_BYTES else text[:UNPACKED_BYTES].rpartition(b"\n")[0]
-                # pgolf joins paths, texts and parameters with zeros; lines of text do not hurt between them
-                parts = text.decode("utf-8", "replace").split("\0")
-                return "\n".join(parts[1::2]) if len(parts) > 2 else parts[0]
+            program, _, parameters = text.partition("\0")  # as `pgolf.submit.pack_code` joins them
+            if len(program) > 20:
+                return f"{program}\n# {parameters}" if "\n" not in parameters else program
     return ""
+
+
+def _b64decode(data: bytes) -> bytes:
+    return base64.b64decode(data, validate=True)
 
 
 def _lzma(data: bytes) -> bytes:

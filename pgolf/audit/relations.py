@@ -1,5 +1,6 @@
 """Relations between the logs of a submission and its submission.json (what a reviewer does with a calculator)."""
 
+import datetime
 import math
 import re
 import statistics
@@ -12,11 +13,17 @@ from pgolf.audit.verdict import Finding, first_few, judge
 from pgolf.rules import Rules
 from pgolf.submit.significance import shifted_welch, student_tail
 
-MINIMUM = ("author", "github_id", "name", "blurb", "date", "val_bpb")
-"""Fields of the earliest records, `val_loss` aside: one system gave only BPB."""
+MINIMUM, USUAL = ("author", "github_id", "name", "date", "val_bpb"), ("blurb", "val_loss")
+"""Fields of the earliest records; merged rows lack some of the usual ones (PR 1493)."""
 NUMBERS = ("val_loss", "val_bpb", "bytes_total")
-PER_SEED = {"val_loss": 1e-8, "val_bpb": 1e-8, "artifact_bytes": 0.5, "steps": 0.5, "eval_time_s": 0.05}
-OWN = frozenset({"seed", "run_id", "logfile", "local_rank", "rank", "artifact_dir"})
+PER_SEED = {
+    "val_loss": 1e-8, "val_bpb": 1e-8, "artifact_bytes": 0.5, "bytes_total": 0.5, "steps": 0.5, "eval_time_s": 0.05,
+    "train_time_s": 0.05, "step_avg_ms": 0.1, "pre_quant": 1e-8, "quantized": 1e-8,
+}  # fmt: skip
+"""What a seed's log says again -> how far off a claim may be, beyond its own rounding."""
+RECORDS_ONLY = frozenset({"train_under_600s", "eval_under_600s", "three_seeds"})
+"""Compliance flags that other tracks need not keep."""
+OWN = frozenset({"seed", "train_seed", "run_id", "logfile", "local_rank", "rank", "artifact_dir"})
 """Hyperparameters that may differ between the seeds of one submission, and paths, which depend on the machine."""
 
 
@@ -27,9 +34,14 @@ def check_submission(folder: Folder, rules: Rules, base: Sequence[float] = ()) -
         return [judge("submission.fields", False, f"submission.json: {folder.problem}", "PR 505, PR 1836")]
     results = claims.get("seed_results")
     seeds = {s: r for s, r in results.items() if isinstance(r, dict)} if isinstance(results, dict) else {}
-    found = [_fields(claims), _logs(claims, seeds, folder.runs), _means(claims, seeds), _compliance(claims)]
-    found += [_disclosed(claims, seeds, folder.runs), _count(claims, seeds, folder.runs, rules)]
-    return [*found, _significance(claims, seeds, folder.runs, rules, base)]
+    found = [_fields(claims), _author(claims), _date(claims, folder, rules), _logs(claims, seeds, folder.runs)]
+    found += [_means(claims, seeds), _derived(claims, seeds, folder.runs), _compliance(claims, folder, seeds, rules)]
+    found += [_disclosed(claims, seeds, folder.runs), _count(seeds, folder, rules)]
+    significance = _significance(claims, seeds, folder.runs, rules, base)
+    if significance.verdict == "fail" and not folder.record:
+        text = f"{significance.evidence}; not a record, so none is asked"
+        significance = judge(significance.check, None, text, significance.source)
+    return [*found, significance]
 
 
 def agrees(claimed: Any, actual: float, least: float = 0.0) -> bool:
@@ -46,21 +58,34 @@ def _fields(claims: dict[str, Any]) -> Finding:
     wrong = [key for key, value in claims.items() if key in NUMBERS and not _number(value)]
     parts: dict[str, list[str]] = {"missing": missing, "null": nulls, "no number": wrong}
     text = "; ".join(f"{name}: {first_few(keys)}" for name, keys in parts.items() if keys)
-    return judge("submission.fields", not text, text or "complete", "PR 1836: null fields; fields of early records")
+    lacking = [key for key in USUAL if key not in claims]
+    source = "PR 1836: null fields; fields of early records"
+    if lacking and not text:
+        return judge("submission.fields", None, f"no {first_few(lacking)}: see the README", source)
+    return judge("submission.fields", not text, text or "complete", source)
 
 
-def check_readme(folder: Folder) -> Finding:
-    """Relation 10: a number of six decimals or more in a table of the README stands in a log or in the claims."""
-    source = "PR 2071: claims that no log backed"
-    tables = "\n".join(line for line in folder.readme.splitlines() if line.count("|") > 1)
-    claimed = dict.fromkeys(re.findall(r"(?<![\d.])\d\.\d{6,8}(?!\d)", tables[:200_000]))
-    known = [value for log in folder.logs for r in log.results for value in (r.loss, r.bpb)]
-    known += [v for v in (folder.submission or {}).values() if isinstance(v, int | float) and _number(v)]
-    printed = {f"{value:.{digits}f}" for value in known if abs(value) < 1e6 for digits in (6, 7, 8)}
-    alone = [text for text in claimed if text not in printed]
-    if alone:
-        return judge("readme.numbers", None, f"in no log: {first_few(alone)}; see whose they are", source)
-    return judge("readme.numbers", True, f"{len(claimed)} full-precision numbers in tables, all in the logs", source)
+def _author(claims: dict[str, Any]) -> Finding:
+    """Submissions are individuals'."""
+    who = [claims.get(key) for key in ("author", "github_id")]
+    several = [str(name)[:60] for name in who if isinstance(name, list) and len(name) > 1]
+    several += [n[:60] for n in who if isinstance(n, str) and re.search(r"(?i)[,&;+/]|\band\b|\bteam\b", n)]
+    text = f"{several[0]}: one person or several?" if several else "one person"
+    return judge("submission.author", None if several else True, text, "individuals only (raised on PR 2071)")
+
+
+def _date(claims: dict[str, Any], folder: Folder, rules: Rules) -> Finding:
+    """An ISO date, not after the deadline."""
+    source = rules.deadline.source
+    try:
+        day = datetime.date.fromisoformat(str(claims.get("date"))[:10])
+    except ValueError:
+        return judge("submission.date", False, f"{claims.get('date')!s:.20} is no ISO date", source)
+    late = day > datetime.date.fromisoformat(rules.deadline.value[:10])
+    text = f"{day}, after the deadline of {rules.deadline.value}" if late else str(day)
+    if late and folder.record:
+        return judge("submission.date", None, f"{text}: a grace batch?", source)
+    return judge("submission.date", True, text, source)
 
 
 def _number(value: Any) -> bool:
@@ -84,11 +109,7 @@ def _logs(claims: dict[str, Any], seeds: dict[str, dict[str, Any]], runs: Sequen
         if log is None or log.final is None:
             wrong.append(f"seed {seed[:20]} has no log with a score")
             continue
-        actual = {
-            "val_loss": log.final.loss, "val_bpb": log.final.bpb, "artifact_bytes": log.total_bytes,
-            "steps": log.steps, "eval_time_s": log.eval_seconds,
-        }  # fmt: skip
-        for key, value in actual.items():
+        for key, value in _logged(log, log.final).items():
             if key not in claim or value is None:
                 continue
             checked += 1
@@ -101,7 +122,18 @@ def _logs(claims: dict[str, Any], seeds: dict[str, dict[str, Any]], runs: Sequen
         return judge("submission.logs", False, first_few(wrong), source)
     if open_:
         return judge("submission.logs", None, f"not the last score of the log: {first_few(open_)}", source)
-    return judge("submission.logs", True if checked else None, f"{checked} numbers agree with the logs", source)
+    return judge("submission.logs", True if checked else None, f"numbers that agree with the logs: {checked}", source)
+
+
+def _logged(log: RunLog, final: Result) -> dict[str, float | None]:
+    """What a log says of the fields in PER_SEED."""
+    seconds = None if log.train_ms is None else log.train_ms / 1000
+    return {
+        "val_loss": final.loss, "val_bpb": final.bpb, "artifact_bytes": log.total_bytes, "steps": log.steps,
+        "bytes_total": log.total_bytes, "eval_time_s": log.eval_seconds, "train_time_s": seconds,
+        "step_avg_ms": 1000 * seconds / log.steps if seconds is not None and log.steps else None,
+        "pre_quant": log.before.bpb if log.before else None, "quantized": log.quantized.bpb if log.quantized else None,
+    }  # fmt: skip
 
 
 def _elsewhere(key: str, claimed: Any, results: Sequence[Result]) -> str | None:
@@ -124,7 +156,7 @@ def _means(claims: dict[str, Any], seeds: dict[str, dict[str, Any]]) -> Finding:
         if not agrees(claims[key], mean := statistics.fmean(values), 1e-6):
             wrong.append(f"{key} is {claims[key]!s:.20}, the mean of {len(values)} seeds {mean:.8f}")
         else:
-            said.append(f"{key} is the mean of {len(values)} seeds")
+            said.append(f"{key} is the mean")
         if _number(claimed := claims.get(f"{key}_std")) and len(values) > 1:
             kinds = {"sample": statistics.stdev(values), "population": statistics.pstdev(values)}
             names = [name for name, value in kinds.items() if agrees(claimed, value, 1e-6)]
@@ -140,14 +172,58 @@ def _means(claims: dict[str, Any], seeds: dict[str, dict[str, Any]]) -> Finding:
     return judge("submission.means", right, first_few(wrong or said) or "no results by seed: see the README", source)
 
 
-def _compliance(claims: dict[str, Any]) -> Finding:
+def _derived(claims: dict[str, Any], seeds: dict[str, dict[str, Any]], runs: Sequence[RunLog]) -> Finding:
+    """Fields that follow from other fields or from the logs."""
+
+    def column(key: str) -> list[float]:
+        return [result[key] for result in seeds.values() if _number(result.get(key))]
+
+    sizes, steps, paces = column("artifact_bytes"), column("steps"), column("step_avg_ms")
+    follows: dict[str, tuple[list[float], float]] = {
+        "artifact_bytes_max": ([max(sizes)] if sizes else [], 0.5),
+        "artifact_bytes_mean": ([statistics.fmean(sizes)] if sizes else [], 1.0),
+        "train_steps_mean": ([statistics.fmean(steps)] if steps else [], 0.5),
+        "step_avg_ms_mean": ([statistics.fmean(paces)] if paces else [], 0.1),
+        "bytes_code": ([log.code_bytes for log in runs if log.code_bytes is not None], 0.5),
+        "bytes_model": ([log.model_bytes for log in runs if log.model_bytes is not None], 0.5),
+    }
+    if _number(base := claims.get("comparison_baseline_bpb")) and _number(claims.get("val_bpb")):
+        gain = claims["val_bpb"] - base
+        follows["delta_vs_leaderboard_bpb"] = ([gain, -gain], 1e-6)
+    stated = {key: values for key, values in follows.items() if key in claims and values[0]}
+    wrong = [
+        f"{key} is {claims[key]!s:.20}, not {first_few(f'{value:.10g}' for value in dict.fromkeys(values))}"
+        for key, (values, least) in stated.items()
+        if not any(agrees(claims[key], value, least) for value in values)
+    ]
+    text = first_few(wrong) or f"fields that follow from the others: {len(stated)}"
+    return judge("submission.derived", not wrong, text, "submission.json: sizes, steps and differences")
+
+
+def _compliance(claims: dict[str, Any], folder: Folder, seeds: dict[str, dict[str, Any]], rules: Rules) -> Finding:
+    """What the submission says of itself, and whether its own numbers say the same."""
     flags = claims.get("compliance")
     source = "submission.json `compliance`"
     if not isinstance(flags, dict):
         return judge("submission.compliance", None, "there is no such object: see the README", source)
+    sizes = [log.total_bytes for log in folder.runs if log.total_bytes is not None]
+    short = 0 < (len(seeds) or len(folder.runs)) < rules.record_seeds.value
+    contradicted = [
+        f"{key} is claimed"
+        for key, broken in (
+            ("three_seeds", short),
+            ("artifact_under_16mb", max(sizes, default=0) > rules.artifact.value),
+        )
+        if flags.get(key) is True and broken
+    ]
+    if contradicted:
+        return judge("submission.compliance", False, f"{first_few(contradicted)}, the files say otherwise", source)
     denied = [str(key) for key, value in flags.items() if value is False]
-    text = f"the submission itself denies {first_few(denied)}" if denied else f"{len(flags)} flags, none denied"
-    return judge("submission.compliance", not denied, text, source)
+    if not denied:
+        return judge("submission.compliance", True, f"{len(flags)} flags, none denied", source)
+    excused = not folder.record and RECORDS_ONLY.issuperset(denied)
+    text = f"the submission itself denies {first_few(denied)}{'; not a record, so they are not asked' * excused}"
+    return judge("submission.compliance", None if excused else False, text, source)
 
 
 def _disclosed(claims: dict[str, Any], seeds: dict[str, Any], runs: Sequence[RunLog]) -> Finding:
@@ -165,15 +241,15 @@ def _disclosed(claims: dict[str, Any], seeds: dict[str, Any], runs: Sequence[Run
     if isinstance(told, list | dict) and len(told) > max(len(counted), 1):
         return judge("seeds.selected", False, f"{len(told)} runs are disclosed, {len(counted)} count", source)
     if isinstance(told, list | dict):
-        return judge("seeds.selected", True, f"{len(told)} runs disclosed, all count", source)
+        return judge("seeds.selected", True, f"all disclosed runs count: {len(told)}", source)
     return judge("seeds.selected", None, "no list of all runs that were made: ask the author", source)
 
 
-def _count(claims: dict[str, Any], seeds: dict[str, Any], runs: Sequence[RunLog], rules: Rules) -> Finding:
-    count = len(seeds) or len(runs)
-    if "non" in str(claims.get("track", "")).lower():
-        return judge("seeds.count", True, f"{count} runs, not for a record", rules.record_seeds.source)
+def _count(seeds: dict[str, Any], folder: Folder, rules: Rules) -> Finding:
+    count = len(seeds) or len(folder.runs)
     text = f"{count} of {rules.record_seeds.value} runs"
+    if not folder.record and count < rules.record_seeds.value:
+        return judge("seeds.count", None, f"{text}; not a record, so they are not asked", rules.record_seeds.source)
     return judge("seeds.count", count >= rules.record_seeds.value, text, rules.record_seeds.source)
 
 
@@ -205,8 +281,10 @@ def check_equal(runs: Sequence[RunLog]) -> list[Finding]:
     """Relation 7: the seeds of one submission ran one program with one configuration."""
     source = "PR 2124: the third seed ran another configuration; issue 1594"
     dumps = [log for log in runs if log.hyperparameters]
+    if len(runs) == 1:
+        return [judge("seeds.config", True, "one log", source), judge("seeds.code", True, "one log", source)]
     if len(dumps) < 2:
-        return [judge("seeds.config", None, f"{len(dumps)} logs name their hyperparameters", source)]
+        return [judge("seeds.config", None, f"{len(dumps)} of {len(runs)} logs name their hyperparameters", source)]
     keys = sorted({key for log in dumps for key in log.hyperparameters})
     differing = []
     for key in keys:

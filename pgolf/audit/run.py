@@ -9,13 +9,15 @@ import torch
 import pgolf
 from pgolf import artifacts, paths
 from pgolf.audit import probes
-from pgolf.audit.accounting import check_bytes, check_code, check_gates, check_overlap, check_score
+from pgolf.audit.accounting import check_code, check_gates, check_overlap, check_score
+from pgolf.audit.denominator import check_bytes, check_roundtrip
 from pgolf.audit.foreign import audit_folder
-from pgolf.audit.ours import CONTEXT, LENGTH, charge, probe_model, probe_scores
+from pgolf.audit.ours import CONTEXT, LENGTH, answer, charge, probe_model, probe_scores
+from pgolf.audit.published import audit_preset
 from pgolf.audit.verdict import Audit, Finding, judge
 from pgolf.data.shards import BOS
 from pgolf.data.tokenizer import load_tokenizer
-from pgolf.data.tokens import open_tokens
+from pgolf.data.tokens import CHECKED_TOKENS, open_tokens
 from pgolf.device import hardware_name
 from pgolf.errors import InputError
 from pgolf.quant.artifact import decode_model
@@ -30,7 +32,9 @@ def audit(path: Path | None, params: Path, rules: Rules, base: Sequence[float], 
     """Judge what `path` names; None is the run in the working folder."""
     if path is None:
         return audit_run(params, rules, report)
-    return audit_artifact(path, rules) if path.is_file() else audit_folder(path, rules, base)
+    if path.suffix == ".yaml":
+        return audit_preset(path, rules)
+    return audit_artifact(path, rules, report) if path.is_file() else audit_folder(path, rules, base)
 
 
 def audit_run(params: Path, rules: Rules, report: Report = lambda text: None) -> Audit:
@@ -45,8 +49,11 @@ def audit_run(params: Path, rules: Rules, report: Report = lambda text: None) ->
         tokens = open_tokens(paths.TOKENS, paths.TOKENIZER)
     except InputError as error:  # here that is the finding, and nothing after it would mean anything
         return _audit(Path.cwd().name, "run", rules, [judge("tokens.files", False, str(error), source)])
-    checked = [judge("tokens.files", True, "hashes, lengths, sidecar and documents agree", source)]
-    checked += check_bytes(tokens, load_tokenizer(paths.TOKENIZER), sections.data.val)
+    large = tokens.train_tokens > CHECKED_TOKENS
+    text = f"hashes, lengths, sidecar and documents agree{', training shards by length only' * large}"
+    checked, processor = [judge("tokens.files", True, text, source)], load_tokenizer(paths.TOKENIZER)
+    checked += check_bytes(tokens, processor, sections.data.val)
+    checked.append(check_roundtrip(tokens, processor, sections.data.val))
     report("documents of validation in training")
     checked += [check_overlap(tokens.val, tokens.train), *check_score(found, tokens, meta["inputs"])]
     checked += [*check_gates(rules), check_code(Path(pgolf.__file__).parents[1])]
@@ -54,13 +61,15 @@ def audit_run(params: Path, rules: Rules, report: Report = lambda text: None) ->
     model, header = decode_model(artifacts.require(paths.ARTIFACT, "compress").read_bytes(), CPU, torch.float32)
     hardware = artifacts.read_json(paths.metrics("evaluate"), "evaluate").get("hardware")
     comparable = hardware == hardware_name(CPU)
-    checked += probe_model(model, tokens.val, sections.evaluate, header["vocab_size"])
+    checked += probe_model(
+        model, tokens.val, sections.evaluate, header["vocab_size"], lambda text: report(f"probes, {text}")
+    )
     updates = losses["updates"].numpy()
     checked += probe_scores(model, tokens.val, sections.evaluate, found, updates, comparable)
     return _audit(Path.cwd().name, "run", rules, checked)
 
 
-def audit_artifact(path: Path, rules: Rules) -> Audit:
+def audit_artifact(path: Path, rules: Rules, report: Report = lambda text: None) -> Audit:
     """Size and conditions of a shipped model alone, on random tokens; InputError where it is none."""
     model, header = decode_model(path.read_bytes(), CPU, torch.float32)
     size, cap, vocab = path.stat().st_size, rules.artifact.value, int(header["vocab_size"])
@@ -69,9 +78,11 @@ def audit_artifact(path: Path, rules: Rules) -> Audit:
     stream[0] = stream[LENGTH] = BOS
     found = [
         judge("size.cap", size <= cap, text, rules.artifact.source),
-        probes.future_tokens(lambda row: charge(model, row[None])[0], stream, vocab, [2, LENGTH, len(stream) - 2]),
+        probes.future_tokens(
+            lambda row: charge(model, row[None])[0], stream, vocab, [1, LENGTH, len(stream) - 3], report=report
+        ),
         probes.gradients(model, stream, [0, LENGTH, 2 * LENGTH - 2]),
-        probes.distribution(lambda rows: charge(model, rows), [stream[:CONTEXT]], vocab),
+        probes.distribution(lambda i, t: answer(model, i, t), [stream[:CONTEXT]], vocab, report=report),
     ]
     return _audit(path.name, "artifact", rules, found)
 

@@ -30,7 +30,7 @@ class Audit:
 
     subject: str
     """What was audited, as it was named."""
-    kind: Literal["run", "artifact", "folder"]
+    kind: Literal["run", "artifact", "folder", "preset"]
     rules: str
     """Version and snapshot of the rules."""
     findings: tuple[Finding, ...]
@@ -56,10 +56,29 @@ class Audit:
             "findings": [asdict(finding) for finding in self.findings],
         }
 
-    def rows(self) -> list[tuple[str, str, str, str]]:
-        """The table: what failed first, then what is open."""
-        ordered = sorted(self.findings, key=lambda finding: WORST.index(finding.verdict))
-        return [(f.check, f.verdict, f.evidence, f.source) for f in ordered]
+    def rows(self) -> list[tuple[str, str, str]]:
+        """The table: what failed, then what is open, both with the rule; then what passed, by its evidence."""
+        rows: list[tuple[str, str, str]] = [
+            (f.verdict, f.check, f"{f.evidence}\n(rule: {f.source})")
+            for verdict in ("fail", "cannot tell")
+            for f in self.findings
+            if f.verdict == verdict
+        ]
+        passed: dict[str, list[str]] = {}
+        for finding in self.findings:
+            if finding.verdict == "pass":
+                passed.setdefault(finding.evidence, []).append(finding.check)
+        for evidence, checks in passed.items():
+            if len(checks) > 2:
+                rows.append(("pass", f"{len(checks)} checks", f"{evidence}: {', '.join(checks)}"))
+            else:
+                rows.append(("pass", "\n".join(checks), evidence))
+        return rows
+
+    @property
+    def summary(self) -> str:
+        """`1 fail, 4 cannot tell, 20 pass`."""
+        return ", ".join(f"{sum(f.verdict == verdict for f in self.findings)} {verdict}" for verdict in WORST)
 
 
 def judge(check: str, right: bool | None, evidence: str, source: str) -> Finding:

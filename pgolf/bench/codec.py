@@ -4,17 +4,19 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 from safetensors import safe_open
 
+from pgolf.codec import pergroup
 from pgolf.codec.backends import Codec, compress, decompress
 from pgolf.codec.entropy import decode, encode, model_groups
-from pgolf.codec.layout import Array, Entry, by_group, group_bytes
+from pgolf.codec.layout import Array, Entry, by_group, group_bytes, raw_size
 from pgolf.errors import InputError
 from pgolf.quant.state import split_key
 
@@ -36,7 +38,6 @@ class Measured:
     raw: int
     packed: int
     encode_seconds: float
-    """For our coder its share of the time of all groups, by elements."""
     decode_seconds: float
 
 
@@ -89,29 +90,48 @@ def bench_codec(path: Path, heads: int, report: Callable[[str], None]) -> list[M
             packed, encoding = _timed(lambda: compress(codec, raw))  # noqa: B023 (called at once)
             _, decoding = _timed(lambda: decompress(codec, packed, len(raw)))  # noqa: B023
             results.append(Measured(group, codec, count, len(raw), len(packed), encoding, decoding))
-        results += [
-            Measured(group, name, count, len(raw), *_external(name, raw)) for name in EXTERNAL if shutil.which(name)
-        ]
+        report(f"{group}: pergroup")
+        results.append(_published(group, entries, tensors, next(r for r in results[-3:] if r.codec == "brotli")))
+        for name in filter(shutil.which, EXTERNAL):
+            report(f"{group}: {name}")
+            results.append(Measured(group, name, count, len(raw), *_external(name, raw)))
     return results + _ours(groups, tensors, heads, report)
 
 
 def _ours(
     groups: Mapping[str, Sequence[Entry]], tensors: Mapping[str, Array], heads: int, report: Callable[[str], None]
 ) -> list[Measured]:
-    streams, encoding = _timed(lambda: encode(model_groups(groups, tensors, heads, report), groups))
-    report("decoding")
-    found, decoding = _timed(lambda: decode(streams, groups, {}, heads))
+    watch = _Stopwatch(report)
+    streams = encode(model_groups(groups, tensors, heads, watch), groups, watch)
+    encoding, watch = watch.stop(), _Stopwatch(report)
+    found = decode(streams, groups, {}, heads, watch)
+    decoding = watch.stop()
     for key, tensor in found.items():
         assert tensor.tobytes() == tensors[key].tobytes(), key
     counts = {group: sum(entry.nbytes // entry.itemsize for entry in groups[group]) for group in streams}
-    total = max(1, sum(counts.values()))
     return [
-        Measured(
-            group, "gauss", counts[group], sum(entry.nbytes for entry in groups[group]), len(data),
-            encoding * counts[group] / total, decoding * counts[group] / total,
-        )
+        Measured(group, "gauss", counts[group], raw_size(groups[group]), len(data), encoding[group], decoding[group])
         for group, data in streams.items()
-    ]  # fmt: skip
+    ]
+
+
+class _Stopwatch:
+    """Processor seconds from each report to the next, by the report's last word, which is a group's name."""
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self.report, self.last = report, ("", time.process_time())
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    def __call__(self, text: str) -> None:
+        (group, since), now = self.last, time.process_time()
+        self.seconds[group] += now - since
+        self.last = text.split()[-1], now
+        self.report(text)
+
+    def stop(self) -> Mapping[str, float]:
+        """Seconds by group."""
+        self("the end")
+        return self.seconds
 
 
 def order0_bytes(raw: bytes) -> int:
@@ -135,22 +155,57 @@ def totals(results: Sequence[Measured]) -> list[Measured]:
     return sorted(sums, key=lambda result: result.packed)
 
 
+def relative(results: Sequence[Measured]) -> dict[str, dict[str, float]]:
+    """Percent of its order-0 entropy that each group (outer key) needs under each codec (inner)."""
+    order0 = {result.group: max(result.packed, 1) for result in results if result.codec == ORDER0}
+    percent: dict[str, dict[str, float]] = {group: {} for group in order0}
+    for result in results:
+        if result.codec != ORDER0:
+            percent[result.group][result.codec] = 100 * result.packed / order0[result.group]
+    return percent
+
+
 def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
     start = time.process_time()
     result = function()
     return result, time.process_time() - start
 
 
+def _published(group: str, entries: Sequence[Entry], tensors: Mapping[str, Array], remainder: Measured) -> Measured:
+    """The published ordering, which has brotli (`remainder`) for all groups but the roles of the blocks' matrices."""
+    if not pergroup.fits(group, entries):
+        return replace(remainder, codec="pergroup")
+    start = time.perf_counter()  # of lrzip too, which is a process of its own
+    packed = pergroup.pack_group(group, entries, tensors)
+    middle = time.perf_counter()
+    pergroup.unpack_group(group, entries, packed)
+    seconds = middle - start, time.perf_counter() - middle
+    return Measured(group, "pergroup", remainder.symbols, remainder.raw, len(packed), *seconds)
+
+
 def _external(name: str, raw: bytes) -> tuple[int, float, float]:
-    """Bytes, seconds of packing and of unpacking by an installed program, wall-clock."""
+    """Bytes, seconds of packing and of unpacking by an installed program, wall-clock.
+
+    Raises InputError for a program that fails, or does not give back what it packed.
+    """
     pack, unpack = EXTERNAL[name]
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         (place / "in").write_bytes(raw)
         start = time.perf_counter()
-        subprocess.run(pack, cwd=place, check=True, capture_output=True)
+        _call(pack, place)
         middle = time.perf_counter()
-        packed = next(path for path in place.iterdir() if path.name.startswith("out"))
-        size = packed.stat().st_size
-        subprocess.run(unpack, cwd=place, check=True, capture_output=True)
-        return size, middle - start, time.perf_counter() - middle
+        size = next(path for path in place.iterdir() if path.name.startswith("out")).stat().st_size
+        _call(unpack, place)
+        seconds = middle - start, time.perf_counter() - middle
+        back = place / "back"
+        if (back / "in" if back.is_dir() else back).read_bytes() != raw:
+            raise InputError(f"{name} does not give back what it packed: reinstall it, or take it off PATH")
+        return size, *seconds
+
+
+def _call(command: Sequence[str], folder: Path) -> None:
+    run = subprocess.run(command, cwd=folder, check=False, capture_output=True)
+    if run.returncode:
+        message = run.stderr.decode(errors="replace").strip()
+        raise InputError(f"{command[0]} failed ({message}): reinstall it, or take it off PATH")

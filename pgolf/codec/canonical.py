@@ -17,7 +17,7 @@ Tensors = dict[str, Array]
 
 ROWS = (".q", ".scale", ".lqA_a", ".lqA", ".lqAs")
 """Suffixes of what follows a matrix's rows."""
-COLUMNS = (".q", ".lqB")
+COLUMNS = (".q", ".cols", ".lqB")
 """Suffixes of what follows a matrix's columns; asymmetric factors (`.lqB_a`) have scales by position and cannot."""
 
 
@@ -71,4 +71,4 @@ def _move_rows(tensors: Tensors, name: str, order: Array) -> None:
 def _move_columns(tensors: Tensors, name: str, order: Array) -> None:
     for suffix in COLUMNS:
         if f"{name}{suffix}" in tensors:
-            tensors[f"{name}{suffix}"] = np.ascontiguousarray(tensors[f"{name}{suffix}"][:, order])
+            tensors[f"{name}{suffix}"] = np.ascontiguousarray(tensors[f"{name}{suffix}"][..., order])

@@ -1,7 +1,8 @@
 """What each group of tensors is stored as: the smallest allowed stream.
 
 `auto` compares our entropy coder with brotli, zstd and LZMA; `gauss` takes it wherever it has a model, and brotli for
-the rest; a compressor's name takes that one. Whatever a codec cannot shrink is stored as it is.
+the rest; `pergroup` is the published ordering where that has a stream, and brotli for the rest; a compressor's name
+takes that one. Whatever a codec cannot shrink is stored as it is.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from pgolf.codec.backends import Codec, compress
 from pgolf.codec.layout import Array, Entry, group_bytes
 
-Choice = Literal["auto", "gauss", "brotli", "zstd", "lzma"]
+Choice = Literal["auto", "gauss", "pergroup", "brotli", "zstd", "lzma"]
 """What `compress.codec` may be."""
 Report = Callable[[str], None]
 
@@ -61,6 +62,8 @@ def pack_groups(
 ) -> dict[str, Packed]:
     """The streams of all groups, in their order. Raises InputError for tensors that do not fit their entries."""
     raw = {group: group_bytes(entries, tensors) for group, entries in groups.items()}
+    if choice == "pergroup":
+        return {group: _published(group, groups[group], tensors, data, report) for group, data in raw.items()}
     if choice != "auto" and choice != "gauss":
         return {group: _squeeze(group, data, [choice], report) for group, data in raw.items()}
     from pgolf.codec import entropy  # heavy, and not part of a submission that does without
@@ -76,11 +79,24 @@ def pack_groups(
         for group, part in coded.items()
         if part.estimate < limit[group] and len(raw[group]) <= part.estimate * MOST_PER_BYTE
     }
-    report("range coding")
-    streams = {group: Packed("gauss", len(raw[group]), data) for group, data in entropy.encode(coded, groups).items()}
+    streams = {
+        group: Packed("gauss", len(raw[group]), data) for group, data in entropy.encode(coded, groups, report).items()
+    }
     if sum(len(part.data) - limit[group] for group, part in streams.items()) >= 0:
         return plain  # the lanes' states cost a tiny model more than the coder gains
     return {group: streams.get(group, plain[group]) for group in groups}
+
+
+def _published(
+    group: str, entries: Sequence[Entry], tensors: Mapping[str, Array], raw: bytes, report: Report
+) -> Packed:
+    from pgolf.codec import pergroup  # not part of a submission that does without
+
+    if not pergroup.fits(group, entries):
+        return _squeeze(group, raw, ["brotli"], report)
+    report(f"sorting rows and compressing {group} ({'lrzip' if pergroup.has_lrzip() else 'brotli, for want of lrzip'})")
+    data = pergroup.pack_group(group, entries, tensors)
+    return Packed("pergroup", len(raw), data) if len(data) < len(raw) else Packed("stored", len(raw), raw)
 
 
 def _squeeze(group: str, data: bytes, codecs: Iterable[Codec], report: Report) -> Packed:

@@ -17,16 +17,16 @@ version 1; all numbers are unsigned and little-endian, offsets and lengths are i
     ...     ...     the N streams in table order, back to back, up to the end of the file
 
 Codecs: 0 stored as it is, 1 brotli, 2 zstd frame without magic number and with a window of at most 16 MiB, 3 raw LZMA2
-whose dictionary size is the unpacked length, at least 4 KiB and at most 16 MiB, 4 our entropy coder (docs/codec.md, not
-for the header). A stored length is never above the unpacked one (for codec 4: by more than 12,288), and equal to it for
-codec 0. The unpacked lengths of all streams together are at most 1 GiB, and of a stream of codec 4 at most 64 times the
-stored length plus 12,288.
+whose dictionary size is the unpacked length, at least 4 KiB and at most 16 MiB, 4 our entropy coder (docs/codec.md), 5
+the published ordering (`pgolf.codec.pergroup`); the header has one of 0 to 3. A stored length is never above the
+unpacked one (for codec 4: by more than 12,288), and equal to it for codec 0. The unpacked lengths of all streams
+together are at most 1 GiB, and of a stream of codec 4 at most 64 times the stored length plus 12,288.
 
 Stream i belongs to the i-th group of the layout, in order of first appearance. Its unpacked bytes are, for each maximal
 run of consecutive tensors of the group whose elements have equal width w: the run's elements one tensor after the
 other, 2-D int8 tensors column by column, all others row by row; then, where w > 1, byte 0 (the lowest) of every element
-of the run, byte 1 of every element, and so on up to byte w - 1. Streams of
-codec 4 hold symbols instead, and are decoded after all others, which they may be predicted from.
+of the run, byte 1 of every element, and so on up to byte w - 1. Streams of codec 4 hold symbols instead, and are
+decoded after all others, which they may be predicted from; of codec 5 these bytes with the rows in another order.
 
 A reader trusts nothing: lengths are checked against the file and the limits, then the checksum, then every unpacked
 length against the layout, all before any stream is unpacked. The checksum finds damage, not malice.
@@ -37,7 +37,7 @@ import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from pgolf.codec.backends import Codec, CorruptStreamError, decompress
 from pgolf.codec.choose import MOST_PER_BYTE, STATES, Choice, Report, heads_of, pack_groups, silent, squeeze
@@ -49,7 +49,7 @@ VERSION = 1
 MAX_HEADER_BYTES = 1 << 20
 MAX_STREAMS = 4096
 
-CODECS: tuple[str, ...] = ("stored", "brotli", "zstd", "lzma", "gauss")
+CODECS: tuple[str, ...] = ("stored", "brotli", "zstd", "lzma", "gauss", "pergroup")
 """Codec names by their number in the file."""
 
 Layout = Callable[[dict[str, Any]], Sequence[Entry]]
@@ -97,6 +97,31 @@ def pack(
     the layout in name, type or shape, a limit that is exceeded, a missing package, and a result that does not unpack to
     the input.
     """
+    body = _body(header, layout, tensors, codec, report)
+    blob = _SEAL.pack(MAGIC, VERSION, _checksum(body)) + body
+    _compare(blob, _canonical(header), layout, tensors, codec, report)
+    return blob
+
+
+def packed_size(
+    header: Mapping[str, Any],
+    layout: Sequence[Entry],
+    tensors: Mapping[str, Array],
+    codec: Choice = "brotli",
+    report: Report = silent,
+) -> int:
+    """Bytes of the container that `pack` would write, without unpacking it again."""
+    return _SEAL.size + len(_body(header, layout, tensors, codec, report))
+
+
+def _body(
+    header: Mapping[str, Any],
+    layout: Sequence[Entry],
+    tensors: Mapping[str, Array],
+    codec: Choice,
+    report: Report,
+) -> bytes:
+    """What follows the seal."""
     groups = by_group(layout)
     if len(groups) > MAX_STREAMS:
         raise InputError(f"the layout has {len(groups)} groups; a container holds at most {MAX_STREAMS}")
@@ -106,9 +131,9 @@ def pack(
     text = _canonical(header)
     if len(text) > MAX_HEADER_BYTES:
         raise InputError(f"the header has {len(text)} bytes of JSON; a container holds at most {MAX_HEADER_BYTES}")
-    head = squeeze(text, [codec] if codec not in ("auto", "gauss") else ["brotli"])  # type: ignore[list-item]
+    head = squeeze(text, [codec] if codec in get_args(Codec) else ["brotli"])  # type: ignore[list-item]
     streams = pack_groups(header, groups, tensors, codec, report).values()
-    body = b"".join(
+    return b"".join(
         [
             _SIZES.pack(CODECS.index(head.codec), head.raw, len(head.data), len(streams)),
             head.data,
@@ -116,17 +141,14 @@ def pack(
             *(stream.data for stream in streams),
         ]
     )
-    report("checking")
-    blob = _SEAL.pack(MAGIC, VERSION, _checksum(body)) + body
-    _compare(blob, text, layout, tensors, codec)
-    return blob
 
 
-def unpack(blob: bytes, layout: Layout) -> tuple[dict[str, Any], dict[str, Array]]:
+def unpack(blob: bytes, layout: Layout, report: Report = silent) -> tuple[dict[str, Any], dict[str, Array]]:
     """Read a container: the header, and the tensors by key (new, writable, C order, little-endian).
 
     Raises InputError for anything that is not one whole undamaged container that fits `layout(header)`. The tensors and
-    one stream at a time are all that is allocated, and only as far as the file really unpacks.
+    one stream at a time are all that is allocated, and only as far as the file really unpacks. `report` is told what is
+    being decoded.
     """
     header, streams = _parse(blob)
     groups = _match(header, streams, layout)
@@ -135,13 +157,15 @@ def unpack(blob: bytes, layout: Layout) -> tuple[dict[str, Any], dict[str, Array
     for (group, entries), stream in zip(groups.items(), streams, strict=True):
         if stream.codec == "gauss":
             coded[group] = stream.data
+        elif stream.codec == "pergroup":
+            tensors.update(_published(group, entries, stream))
         else:
             tensors.update(group_tensors(entries, _inflate(stream)))
     if coded:
         from pgolf.codec import entropy  # not part of a submission that does without
 
         try:
-            tensors.update(entropy.decode(coded, groups, tensors, heads_of(header)))
+            tensors.update(entropy.decode(coded, groups, tensors, heads_of(header), report))
         except CorruptStreamError as error:
             _damaged(f"the codes: {error}")
     return header, {entry.key: tensors[entry.key] for entries in groups.values() for entry in entries}
@@ -182,18 +206,27 @@ def _inflate(stream: _Stream) -> bytes | bytearray | memoryview:
         raise InputError(f"{stream.what}: {error}: {_REMEDY}") from None
 
 
+def _published(group: str, entries: Sequence[Entry], stream: _Stream) -> dict[str, Array]:
+    from pgolf.codec.pergroup import unpack_group  # not part of a submission that does without
+
+    try:
+        return unpack_group(group, entries, stream.data)
+    except CorruptStreamError as error:
+        raise InputError(f"{stream.what}: {error}: {_REMEDY}") from None
+
+
 def _damaged(what: str) -> NoReturn:
     raise InputError(f"{what}: {_REMEDY}")
 
 
 def _row(what: str, number: int, raw: int, packed: int) -> str:
     """Check one codec and pair of lengths; returns the codec's name."""
-    if number >= len(CODECS):
-        _damaged(f"{what} has codec {number}, which does not exist in version {VERSION}")
+    if number >= len(CODECS) or (what == "the header" and CODECS[number] in ("gauss", "pergroup")):
+        _damaged(f"{what} has codec {number}, which does not exist there in version {VERSION}")
     most = raw + STATES if CODECS[number] == "gauss" else raw
     if packed > most or (packed != raw and CODECS[number] == "stored"):
         _damaged(f"the lengths of {what} do not add up ({raw} bytes stored as {packed} by {CODECS[number]})")
-    if CODECS[number] == "gauss" and (raw > (packed + STATES) * MOST_PER_BYTE or what == "the header"):
+    if CODECS[number] == "gauss" and raw > (packed + STATES) * MOST_PER_BYTE:
         _damaged(f"the lengths of {what} do not add up ({raw} bytes coded as {packed})")
     return CODECS[number]
 
@@ -278,9 +311,11 @@ def _match(header: dict[str, Any], streams: Sequence[_Stream], layout: Layout) -
     return groups
 
 
-def _compare(blob: bytes, text: bytes, layout: Sequence[Entry], tensors: Mapping[str, Array], codec: str) -> None:
+def _compare(
+    blob: bytes, text: bytes, layout: Sequence[Entry], tensors: Mapping[str, Array], codec: str, report: Report
+) -> None:
     """Unpack what was just packed: a model that cannot be read back must not leave the machine."""
-    header, decoded = unpack(blob, lambda _: layout)
+    header, decoded = unpack(blob, lambda _: layout, lambda text: report(f"checking: {text}"))
     survives = {"the header": _canonical(header) == text}
     for key, tensor in tensors.items():
         found = decoded[key]

@@ -40,6 +40,8 @@ LIKENESS, RELIEF = 0.27, 0.18
 EVERY = 8
 """Steps between two looks at what the row has shown so far."""
 PANEL = 32
+EVENED = 16.0
+"""Unit of rows that were made alike for the covariance, per code step."""
 PARENT_BITS = 14.5
 """Least gain, in bits, that pays for sending a parent."""
 BOUND = 2.0**15
@@ -62,7 +64,7 @@ def code_embedding(coder: Coder, codes: Array, side: Side, parents: Array) -> No
     Parents of a block are sent before it.
     """
     rows, columns = codes.shape
-    covariance = RunningCovariance(columns, float(side.energy[0]), SHRINK, FADE)
+    covariance, size = _covariance(columns, side), _sizes(rows, side)
     known = np.zeros((rows, columns), np.float32)
     for part in row_blocks(rows):
         _code_parents(coder, parents[part], part.stop)
@@ -72,10 +74,32 @@ def code_embedding(coder: Coder, codes: Array, side: Side, parents: Array) -> No
         shear = _Shear(depth[order], columns)
         kin = _Kin(parents[part][order], known, part.start, shear, place)
         x = shear.sheared(codes[part][order].T)
-        w = _code_block(coder, x, side, covariance.factors(), shear, kin)
+        w = _code_block(coder, x, side, _factors(covariance, side), shear, kin, size[part][order])
         codes[part] = shear.straight(x).T[place]
         known[part] = shear.straight(w).T[place]
-        covariance.add(codes[part].astype(np.float64))
+        covariance.add(_evened(codes[part], size[part], side))
+
+
+def _sizes(rows: int, side: Side) -> Array:
+    """Expected deviations [rows] of the rows, relative to that of the matrix."""
+    return np.ones(rows) if side.rows is None else np.sqrt(side.rows[0])
+
+
+def _evened(codes: Array, size: Array, side: Side) -> Array:
+    """Whole numbers [n, columns] in which all rows count alike."""
+    rows = codes.astype(np.float64)
+    return rows if side.rows is None else np.rint(rows * (EVENED / size)[:, None])
+
+
+def _covariance(columns: int, side: Side) -> RunningCovariance:
+    gain = 1.0 if side.rows is None else EVENED**2
+    return RunningCovariance(columns, float(side.energy[0]) * gain, SHRINK, FADE)
+
+
+def _factors(covariance: RunningCovariance, side: Side) -> tuple[Array, Array]:
+    """L and D of the codes, for rows of the expected deviation 1."""
+    lower, pivots = covariance.factors()
+    return lower, pivots if side.rows is None else pivots * (1 / EVENED**2)
 
 
 def depths(parents: Array) -> Array:
@@ -141,8 +165,10 @@ def _code_parents(coder: Coder, parents: Array, count: int) -> None:
         parents[asked, k] = coder.code(Uniform(count), parents[asked, k], *flat(len(asked)))
 
 
-def _code_block(coder: Coder, x: Array, side: Side, factors: tuple[Array, Array], shear: _Shear, kin: _Kin) -> Array:
-    """Code x int8 [steps, n]; returns w float64 [steps, n]."""
+def _code_block(
+    coder: Coder, x: Array, side: Side, factors: tuple[Array, Array], shear: _Shear, kin: _Kin, size: Array
+) -> Array:
+    """Code x int8 [steps, n] of rows with relative deviations `size` [n]; returns w float64 [steps, n]."""
     lower, pivots = factors
     alphabet, depth, n = side.alphabet, shear.depth, x.shape[1]
     deviation = np.sqrt(pivots)
@@ -162,12 +188,12 @@ def _code_block(coder: Coder, x: Array, side: Side, factors: tuple[Array, Array]
         fit = b[0][on] * kin.refs[0][t, on]
         fit += b[1][on] * kin.refs[1][t, on]
         fit = np.rint(fit, out=fit)
-        mean = linear + np.rint(fit * coarser[column])
-        inverse = scale_of(level[on] * pivots[column])
+        mean = linear + np.rint(fit * (coarser[column] * size[on]))
+        inverse = scale_of(level[on] * pivots[column] * (size[on] * size[on]))
         symbols = coder.code(alphabet, x[t, on].astype(np.intp) - side.least, mean, inverse) + side.least
         x[t, on] = symbols
         prediction.innovations[t, on] = error = symbols * 256.0 - linear
-        w[t, on] = error = np.rint(error * finer[column])
+        w[t, on] = error = np.rint(error * (finer[column] / size[on]))
         error -= fit
         error *= error
         squares[on] += error
@@ -198,13 +224,13 @@ class _Linear:
 
 def innovations(codes: Array, side: Side) -> Array:
     """About the w float32 [rows, columns] that `code_embedding` will meet, for the choice of parents."""
-    covariance = RunningCovariance(codes.shape[1], float(side.energy[0]), SHRINK, FADE)
+    covariance, size = _covariance(codes.shape[1], side), _sizes(len(codes), side)
     known = np.empty(codes.shape, np.float32)
     for part in row_blocks(len(codes)):
-        lower, pivots = covariance.factors()
-        rows = codes[part].astype(np.float64)
+        lower, pivots = _factors(covariance, side)
+        rows = codes[part] / size[part][:, None]
         known[part] = np.linalg.solve(lower / ONE, rows.T).T * (UNIT / np.sqrt(pivots))
-        covariance.add(rows)
+        covariance.add(_evened(codes[part], size[part], side))
     return known
 
 

@@ -55,19 +55,21 @@ def model_groups(groups: Groups, tensors: Mapping[str, Array], heads: int, repor
     return coded
 
 
-def encode(coded: Mapping[str, Coded], groups: Groups) -> dict[str, bytes]:
+def encode(coded: Mapping[str, Coded], groups: Groups, report: Report) -> dict[str, bytes]:
     """The streams of the groups in `coded`."""
     names = [group for group in coding_order(groups) if group in coded and group != TAIL]
     lanes = lanes_for(sum(symbols(groups[group]) for group in names))
     streams: dict[str, bytes] = {}
     state = np.full(lanes, FLOOR, np.int64)
     if TAIL in coded:
+        report(f"range coding {TAIL}")
         last, words = Encoder(TAIL_LANES, coded[TAIL].intervals).finish(np.full(TAIL_LANES, FLOOR, np.int64))
         streams[TAIL] = _state_bytes(last) + words
-        if names and len(streams[TAIL]) - PAYLOAD * lanes > symbols(groups[TAIL]):
+        if names and len(streams[TAIL]) >= PAYLOAD * lanes and any(streams[TAIL][: PAYLOAD * lanes]):
             state += np.frombuffer(streams[TAIL], "<u4", lanes)
             streams[TAIL] = streams[TAIL][PAYLOAD * lanes :]
     for group in reversed(names):
+        report(f"range coding {group}")
         state, streams[group] = Encoder(lanes, coded[group].intervals).finish(state)
     if names:
         streams[names[0]] = _state_bytes(state) + streams[names[0]]
@@ -75,7 +77,7 @@ def encode(coded: Mapping[str, Coded], groups: Groups) -> dict[str, bytes]:
 
 
 def decode(
-    streams: Mapping[str, bytes | memoryview], groups: Groups, known: Mapping[str, Array], heads: int
+    streams: Mapping[str, bytes | memoryview], groups: Groups, known: Mapping[str, Array], heads: int, report: Report
 ) -> Tensors:
     """The tensors of the groups in `streams`; `known` are those of the others.
 
@@ -90,22 +92,29 @@ def decode(
     payload = b""
     if names:
         lanes = lanes_for(sum(symbols(groups[name]) for name in names))
-        end = _run(lanes, {name: streams[name] for name in names}, groups, tensors, heads) - FLOOR
+        end = _run(lanes, {name: streams[name] for name in names}, groups, tensors, heads, report) - FLOOR
         if (end >> 32).any() or (TAIL not in streams and end.any()):
             raise CorruptStreamError("the codes do not end where they began")
         payload = end.astype("<u4").tobytes() if end.any() else b""
-    if (
-        TAIL in streams
-        and (_run(TAIL_LANES, {TAIL: payload + bytes(streams[TAIL])}, groups, tensors, heads) != FLOOR).any()
-    ):
-        raise CorruptStreamError("the codes do not end where they began")
+    if TAIL in streams:
+        tail = {TAIL: payload + bytes(streams[TAIL])}
+        if (_run(TAIL_LANES, tail, groups, tensors, heads, report) != FLOOR).any():
+            raise CorruptStreamError("the codes do not end where they began")
     return {entry.key: tensors[entry.key] for group in streams for entry in groups[group]}
 
 
-def _run(lanes: int, streams: Mapping[str, bytes | memoryview], groups: Groups, tensors: Tensors, heads: int) -> Array:
+def _run(
+    lanes: int,
+    streams: Mapping[str, bytes | memoryview],
+    groups: Groups,
+    tensors: Tensors,
+    heads: int,
+    report: Report,
+) -> Array:
     """Decode these groups with one set of lanes, whose states stand first; returns the states at the end."""
     coder: Decoder | None = None
     for group, words in streams.items():
+        report(f"decoding {group}")
         if coder is None:
             if len(words) < lanes * STATE_BYTES:
                 raise CorruptStreamError("the codes begin with fewer states than there are lanes")

@@ -67,8 +67,9 @@ def _root(square: int) -> int:
 
 @cache
 def quantiles() -> Array:
-    """float64 [2^16]: where in the table (cells from its centre) the probability k 2^-16 lies: a first guess only."""
-    return np.searchsorted(normal_cells(), (np.arange(TOTAL >> _COARSE) << _COARSE) + (1 << _COARSE - 1)) - float(HALF)
+    """float32 [2^16]: where in the table (cells from its centre) the probability k 2^-16 lies: a first guess only."""
+    places = np.searchsorted(normal_cells(), (np.arange(TOTAL >> _COARSE) << _COARSE) + (1 << _COARSE - 1))
+    return (places - HALF).astype(np.float32)
 
 
 def scale_of(variance: Array) -> Array:

@@ -6,6 +6,7 @@ in `tensors` to the coder, a decoder writes what comes out of it into `tensors`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby, pairwise
 
 import numpy as np
@@ -15,7 +16,16 @@ from pgolf.codec.embedding import PARENTS, code_embedding, find_parents, innovat
 from pgolf.codec.layout import Array, Entry
 from pgolf.codec.rans import Coder, Uniform, flat
 from pgolf.codec.series import Series
-from pgolf.codec.walk import ENERGY_UNIT, TOLERANCE_UNIT, Partners, Side, code_columns, code_rows, measure
+from pgolf.codec.walk import (
+    ENERGY_UNIT,
+    TOLERANCE_UNIT,
+    Partners,
+    Side,
+    code_columns,
+    code_rows,
+    expected_rows,
+    measure,
+)
 
 ORDER = ("scales", "small", "attn.c_k", "attn.c_v", "attn.c_q", "attn.proj", "mlp.fc", "mlp.proj", "tok_emb")
 """Order of coding; other groups come after `small`."""
@@ -89,14 +99,14 @@ class Models:
         return self._stack(entries) if fits else None
 
     def _matrices(self, group: str, entries: Sequence[Entry], codes: Array) -> None:
-        side = self._side(codes)
+        side = self._side(codes, self._expected(entries))
         _, rows, columns = codes.shape
         if group == "tok_emb" and len(codes) == 1 and rows >= LEAST_ROWS and columns <= MOST_COLUMNS:
             self._embedding(entries[0], codes[0], side)
         elif group == "mlp.proj":
             up = self._partner("mlp.fc", codes, 1)
             neurons = None if up is None or up.shape[1] != columns else _taker(up)
-            code_columns(self.coder, codes, side, cut(np.arange(columns), HALVING), neurons)
+            code_columns(self.coder, codes, side, cut(np.arange(columns), HALVING), neurons, 100.0, 2000.0)
         elif group == "attn.proj":
             v = self._partner("attn.c_v", codes, 1)
             blocks, partners = self._heads(v, codes, columns, _columns)
@@ -105,11 +115,9 @@ class Models:
         elif group == "attn.c_q":
             k = self._partner("attn.c_k", codes, 2)
             blocks, partners = self._heads(k, codes, rows, _rows)
-            code_rows(self.coder, codes, side, blocks, partners, None, COLUMN_WEIGHT[group])
+            code_rows(self.coder, codes, side, blocks, partners, COLUMN_WEIGHT[group])
         else:
-            code_rows(
-                self.coder, codes, side, cut(np.arange(rows), GROWING), None, None, COLUMN_WEIGHT.get(group, 32.0)
-            )
+            code_rows(self.coder, codes, side, cut(np.arange(rows), GROWING), None, COLUMN_WEIGHT.get(group, 32.0))
 
     def _heads(
         self, shared: Array | None, codes: Array, lines: int, take: Callable[[Array, Array], Array]
@@ -140,29 +148,52 @@ class Models:
         order = np.arange(len(codes))
         if scale is not None and scale.dtype == np.float16 and scale.shape == (len(codes),):
             order = np.argsort(-scale.view(np.int16).astype(np.int64), kind="stable")
+        if side.rows is not None:
+            side = replace(side, rows=side.rows[:, order])
         ranked, parents = codes[order], np.full((len(codes), PARENTS), -1)
         if self.encoding:
             parents = find_parents(innovations(ranked, side))
         code_embedding(self.coder, ranked, side, parents)
         codes[order] = ranked
 
-    def _side(self, codes: Array) -> Side:
-        """Send the side information: least and most code + 128, tolerance, energy of each layer."""
-        side = measure(codes)
+    def _expected(self, entries: Sequence[Entry]) -> Array | None:
+        """Relative energies of the rows as their scales tell them, where every matrix has its scales."""
+        scales = [self.tensors.get(f"{entry.key.removesuffix('.q')}.scale") for entry in entries]
+        known = [s for s, e in zip(scales, entries, strict=True) if s is not None and s.shape == e.shape[:1]]
+        fits = len(known) == len(entries) and all(scale.dtype == np.float16 for scale in known)
+        return expected_rows(known) if fits else None
+
+    def _side(self, codes: Array, expected: Array | None) -> Side:
+        """Send the side information: least and most code + 128, tolerance, energy of each layer.
+
+        A tolerance of 0 announces that the scales tell the energies of rows, and the real one.
+        """
+        side = measure(codes if self.encoding else codes[:, :1])  # what a decoder measures is not sent
+        if self.encoding and expected is not None:
+            side = min(side, measure(codes, expected), key=lambda found: found.tolerance)
         head = np.array([side.least + 128, side.most + 128])
         least, most = (self.coder.code(Uniform(256), head, *flat(2)) - 128).tolist()
         if least > most:
             raise CorruptStreamError("the least code is above the largest one")
-        tolerance = np.array([round(side.tolerance * TOLERANCE_UNIT)])
+        tolerance = round(side.tolerance * TOLERANCE_UNIT)
         energy = np.rint(side.energy * ENERGY_UNIT).astype(np.intp)
-        (sent,) = self.coder.code(Uniform(1 << 12), tolerance, *flat(1)).tolist()
+        sent = self._tolerance(0 if side.rows is not None else tolerance)
+        rows = None
+        if not sent:
+            if expected is None:
+                raise CorruptStreamError("the rows' energies are to follow from scales that are not there")
+            sent, rows = self._tolerance(tolerance), expected
         energy = self.coder.code(Uniform(1 << 24), energy, *flat(len(energy)))
         return Side(
             least=least,
             most=most,
             energy=np.maximum(energy, 1) / ENERGY_UNIT,
             tolerance=max(sent, 1) / TOLERANCE_UNIT,
+            rows=rows,
         )
+
+    def _tolerance(self, value: int) -> int:
+        return int(self.coder.code(Uniform(1 << 12), np.array([value]), *flat(1))[0])
 
 
 def cut(lines: Array, parts: Sequence[int]) -> list[Array]:

@@ -1,34 +1,31 @@
-"""The `pergroup` container of PR 1855: similar rows side by side, columns written out, one stream for each role.
+"""The published `pergroup` codec (PR 1855) for one stream: similar rows side by side, written column by column.
 
-Rows of some roles are sorted by a greedy walk to the nearest unused row, every matrix is transposed, and the roles'
-streams go through `lrzip` (ZPAQ) where that program is installed; elsewhere brotli takes its place, and a reader tells
-the two by lrzip's magic number. All other tensors are one file under brotli: the published one was pickled by torch,
-this one is safetensors, with names, shapes and `meta` as JSON. Kept to compare with: no default uses it, and a
-submission does not carry it.
+The rows of some roles are sorted by a greedy walk to the nearest unused row, every matrix is transposed, and the
+matrices of a role go together through `lrzip -z -L 9` (ZPAQ) where that program is installed, and through brotli where
+it is not. The published file pickled all other tensors, names and shapes into a remainder; here these follow from the
+container's header, and other groups are streams of their own under brotli. A stream of this codec:
 
-    "PGRP", count of streams (9), their lengths (all 4 bytes, little-endian), the streams
+    offset  length
+    0       1       program of the codes: 0 brotli, 1 lrzip
+    1       4       P, length of the packed row orders, little-endian; 0 for roles that are not sorted
+    5       P       brotli: for each matrix of the group the number of the row that stands first, second, ... (2 each)
+    5+P     ...     the codes as `pgolf.codec.layout` has them, rows in these orders, packed by the program
 """
 
-import json
-import re
+import resource
 import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Mapping
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import brotli
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
-from pgolf.codec.layout import Array
+from pgolf.codec.backends import CorruptStreamError, compress, decompress
+from pgolf.codec.layout import Array, Entry, group_bytes, group_tensors, raw_size
 from pgolf.errors import InputError
 
-MAGIC, LRZIP = b"PGRP", b"LRZI"
 ROLES = {
     "tok_emb": True,
     "attn.c_k": False,
@@ -38,116 +35,97 @@ ROLES = {
     "mlp.fc": True,
     "mlp.proj": False,
 }
-"""Role -> whether its rows are sorted, in the order of the streams; remainder and permutations follow."""
+"""Role -> whether its rows are sorted; all other groups belong to the remainder."""
 MOST_ROWS = 1 << 16
-_REMEDY = "the file is damaged or no pergroup container: write it again"
+_BROTLI, _LRZIP = 0, 1
+_SECONDS = 600
+"""What lrzip may take for one stream."""
+_HEAD = struct.Struct("<BI")
+
+
+def fits(group: str, entries: Sequence[Entry]) -> bool:
+    """Whether the published format has a stream for this group: a role's int8 matrices, sorted ones of 2^16 rows."""
+    codes = all(entry.dtype == "int8" and len(entry.shape) == 2 for entry in entries)
+    return group in ROLES and codes and not (ROLES[group] and any(entry.shape[0] > MOST_ROWS for entry in entries))
+
+
+def has_lrzip() -> bool:
+    """Whether the codes go through lrzip here."""
+    return shutil.which("lrzip") is not None
 
 
 def similar_rows(codes: Array) -> Array:
     """Order uint16 [rows] of int8 [rows, columns]: from row 0 on, the nearest unused in L1 (the first of equals)."""
-    left, order = np.arange(len(codes)), []
-    rest = codes.astype(np.int16)
+    left, rest, order = np.arange(len(codes)), codes.copy(), []
     best = 0
-    while len(left):
+    for count in reversed(range(len(codes))):
         order.append(left[best])
-        row = rest[best]
-        left, rest = np.delete(left, best), np.delete(rest, best, axis=0)
-        if len(left):
-            best = int(np.abs(rest - row).sum(axis=1, dtype=np.int64).argmin())
+        row = rest[best].copy()
+        left[best:count], rest[best:count] = left[best + 1 : count + 1], rest[best + 1 : count + 1]
+        apart = np.maximum(rest[:count], row)
+        apart -= np.minimum(rest[:count], row)  # 0..255 once the sign is taken off
+        if count:
+            best = int(apart.view(np.uint8).sum(axis=1, dtype=np.int64).argmin())
     return np.array(order, np.uint16)
 
 
-def pack_pergroup(tensors: Mapping[str, Array], meta: Any) -> bytes:
-    """The container of `tensors` (keys as in `pgolf.quant.state`); `meta` is anything JSON holds.
+def pack_group(group: str, entries: Sequence[Entry], tensors: Mapping[str, Array]) -> bytes:
+    """The stream of a group that `fits`. Takes O(rows^2 columns) for each sorted matrix. Raises InputError as lrzip."""
+    orders = b""
+    if ROLES[group]:
+        order = {entry.key: similar_rows(tensors[entry.key]) for entry in entries}
+        orders = compress("brotli", b"".join(rows.astype("<u2").tobytes() for rows in order.values()))
+        tensors = {key: tensors[key][rows] for key, rows in order.items()}
+    raw = group_bytes(entries, tensors)
+    program = _LRZIP if has_lrzip() else _BROTLI
+    codes = _lrzip(raw, ["-z", "-L", "9"]) if program == _LRZIP else compress("brotli", raw)
+    return _HEAD.pack(program, len(orders)) + orders + codes
 
-    Raises InputError for a sorted matrix of more than 65,536 rows. Takes O(rows^2 columns) for each sorted one.
+
+def unpack_group(group: str, entries: Sequence[Entry], data: bytes | memoryview) -> dict[str, Array]:
+    """The tensors of a stream.
+
+    Raises CorruptStreamError for what is no such stream, InputError where it needs lrzip and there is none.
     """
-    tensors = dict(sorted(tensors.items()))
-    streams, orders, shapes = [], [], {}
-    for role, is_sorted in ROLES.items():
-        keys = _keys(role, tensors)
-        parts = []
-        for key in keys:
-            codes = tensors.pop(key)
-            if is_sorted:
-                if len(codes) > MOST_ROWS:
-                    raise InputError(f"tensor `{key}` has {len(codes)} rows; pergroup sorts at most {MOST_ROWS}")
-                orders.append(similar_rows(codes))
-                codes = codes[orders[-1]]
-            parts.append(codes.T.tobytes())
-        shapes[role] = list(keys.items())
-        streams.append(_squeeze(b"".join(parts)))
-    rest = {key: np.asarray(value, order="C") for key, value in tensors.items()}
-    file = save(rest, {"m": json.dumps(meta), "s": json.dumps(shapes)})
-    streams.append(brotli.compress(file, quality=11, lgwin=24))
-    streams.append(brotli.compress(b"".join(order.astype("<u2").tobytes() for order in orders), quality=11, lgwin=24))
-    return MAGIC + struct.pack(f"<{1 + len(streams)}I", len(streams), *map(len, streams)) + b"".join(streams)
+    if not fits(group, entries) or len(data) < _HEAD.size:
+        raise CorruptStreamError("it is no pergroup stream")
+    program, size = _HEAD.unpack_from(data)
+    packed, codes = data[_HEAD.size : _HEAD.size + size], data[_HEAD.size + size :]
+    if program == _LRZIP:
+        tensors = group_tensors(entries, _expand(bytes(codes), raw_size(entries)))
+    else:
+        tensors = group_tensors(entries, decompress("brotli", codes, raw_size(entries)))
+    if ROLES[group]:
+        rows = [entry.shape[0] for entry in entries]
+        numbers = np.frombuffer(decompress("brotli", packed, 2 * sum(rows)), "<u2")
+        for entry, order in zip(entries, np.split(numbers, np.cumsum(rows)[:-1]), strict=True):
+            inverse = np.argsort(order, kind="stable")
+            if (order[inverse] != np.arange(len(order))).any():
+                raise CorruptStreamError("the order of its rows names a row twice")
+            tensors[entry.key] = tensors[entry.key][inverse]
+    return tensors
 
 
-def unpack_pergroup(blob: bytes) -> tuple[dict[str, Array], Any]:
-    """Tensors by name, in order of names, and `meta`. Raises InputError for what is no such container."""
-    try:
-        return _unpack(blob)
-    except (ValueError, KeyError, TypeError, IndexError, SafetensorError, struct.error, brotli.error) as error:
-        raise InputError(f"{error}: {_REMEDY}") from None
-
-
-def _unpack(blob: bytes) -> tuple[dict[str, Array], Any]:
-    count = len(ROLES) + 2
-    magic, found, *sizes = struct.unpack_from(f"<4s{1 + count}I", blob)
-    ends = np.cumsum([8 + 4 * count, *sizes]).tolist()
-    if magic != MAGIC or found != count or ends[-1] != len(blob):
-        raise ValueError("magic number, number of streams and lengths do not fit")
-    streams = [blob[start:end] for start, end in pairwise(ends)]
-    rest = brotli.decompress(streams[-2])
-    side = json.loads(rest[8 : 8 + int.from_bytes(rest[:8], "little")])["__metadata__"]
-    shapes, tensors = json.loads(side["s"]), load(rest)
-    orders = np.frombuffer(brotli.decompress(streams[-1]), "<u2")
-    for (role, is_sorted), stream in zip(ROLES.items(), streams[:-2], strict=True):
-        data = np.frombuffer(_expand(stream), np.int8)
-        for key, (rows, columns) in shapes[role]:
-            part, data = np.split(data, [rows * columns])
-            codes = part.reshape(columns, rows).T
-            if is_sorted:
-                order, orders = np.split(orders, [rows])
-                codes = codes[np.argsort(order, kind="stable")]
-            tensors[key] = codes.copy()
-        if len(data):
-            raise ValueError(f"bytes follow the matrices of `{role}`")
-    return dict(sorted(tensors.items())), json.loads(side["m"])
-
-
-def _keys(role: str, tensors: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a role's matrices of codes, by layer."""
-    name = re.compile(rf"(?:blocks\.(\d+)\.)?{re.escape(role)}\.weight\.q")
-    found = {key: match for key in tensors if (match := name.fullmatch(key))}
-    keys = [key for key in found if tensors[key].dtype == np.int8 and tensors[key].ndim == 2]
-    return {key: tensors[key].shape for key in sorted(keys, key=lambda key: int(found[key][1] or 0))}
-
-
-def _squeeze(data: bytes) -> bytes:
-    if not data:
-        return b""
-    if shutil.which("lrzip"):
-        return _lrzip(data, ["-z", "-L", "9"])
-    return bytes(brotli.compress(data, quality=11, lgwin=24))
-
-
-def _expand(stream: bytes) -> bytes:
-    if stream[:4] != LRZIP:  # no brotli stream with a window of 2^24 begins so
-        return bytes(brotli.decompress(stream)) if stream else b""
-    if not shutil.which("lrzip"):
+def _expand(codes: bytes, size: int) -> bytes:
+    if not has_lrzip():
         raise InputError("a stream was packed by lrzip, which is not installed: apt install lrzip")
-    return _lrzip(stream, ["-d"])
+    try:
+        return _lrzip(codes, ["-d"], size)
+    except InputError as error:
+        raise CorruptStreamError(str(error)) from None
 
 
-def _lrzip(data: bytes, options: list[str]) -> bytes:
+def _lrzip(data: bytes, options: Sequence[str], most: int | None = None) -> bytes:
+    """What lrzip makes of `data`; no file that it writes may have more than `most` bytes."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "in.lrz"), Path(folder, "out")
         source.write_bytes(data)
-        run = subprocess.run(
-            ["lrzip", "-q", "-f", *options, "-o", str(target), str(source)], capture_output=True, check=False
-        )
+        command = ["lrzip", "-q", "-f", *options, "-o", str(target), str(source)]
+        limit = None if most is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        try:
+            run = subprocess.run(command, capture_output=True, check=False, preexec_fn=limit, timeout=_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise InputError(f"lrzip took more than {_SECONDS} s") from None
         if run.returncode or not target.exists():
             raise InputError(f"lrzip failed: {run.stderr.decode(errors='replace').strip()}")
         return target.read_bytes()

@@ -34,11 +34,11 @@ class Ridge:
             for j in range(i, len(regressors)):
                 self.square[i, j] += (first * regressors[j]).sum(axis=0)
 
-    def pooled(self, groups: int) -> "Ridge":
-        """The sums over the last axis in `groups` equal parts, each repeated over its part's length 1."""
+    def pooled(self) -> "Ridge":
+        """The sums over the last axis, which keeps the length 1."""
         total = Ridge(0, ())
-        total.cross = [_pool(part, groups) for part in self.cross]
-        total.square = {key: _pool(part, groups) for key, part in self.square.items()}
+        total.cross = [part.sum(axis=-1, keepdims=True) for part in self.cross]
+        total.square = {key: part.sum(axis=-1, keepdims=True) for key, part in self.square.items()}
         return total
 
     def merged(self, other: "Ridge") -> "Ridge":
@@ -58,8 +58,3 @@ class Ridge:
         a, b, d = self.square[0, 0] + weight, self.square[0, 1], self.square[1, 1] + weight
         determinant = a * d - b * b
         return [(right[0] * d - right[1] * b) / determinant, (right[1] * a - right[0] * b) / determinant]
-
-
-def _pool(part: Array, groups: int) -> Array:
-    pooled: Array = part.reshape(*part.shape[:-1], groups, -1).sum(axis=-1)
-    return pooled

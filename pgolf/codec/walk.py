@@ -9,8 +9,12 @@ partner lines that are known already, b by ridge regression along the line, draw
   blocks before;
 * columns as lines: the mean square so far along the line, times what is left of the row's energy after the blocks
   before per column left.
+
+Where scales follow something else than the rows' own deviations, the energies of rows are far apart, but their scales
+tell them apart (`Side.rows`): then a row's energy is the expected one, corrected by what the row has shown so far.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,9 +31,11 @@ Partners = Callable[[Array], Sequence[Array]]
 
 ENERGY_UNIT = 4096.0
 TOLERANCE_UNIT = 4096.0
+EVEN = 256.0
 EVERY = 8
 """Positions between two solutions of the regression."""
-POOLED_WEIGHT = 3000.0
+ROW_WEIGHT, POOLED_WEIGHT = 200.0, 3000.0
+"""Of what the regression along a row, and that over the lines of a layer, is drawn to; in squares of regressors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,17 +47,41 @@ class Side:
     energy: Array
     """float64 [layers]: mean square of the codes."""
     tolerance: float
-    """Standard deviation of a row's energy, relative to its mean."""
+    """Standard deviation of a row's energy, relative to what is expected."""
+    rows: Array | None = None
+    """float64 [layers, rows]: expected energy of each row, relative to `energy`; None: all rows have the same."""
 
     @property
     def alphabet(self) -> Alphabet:
         """Of the codes."""
         return integers(self.least, self.most)
 
+    @property
+    def row_weight(self) -> float:
+        """What a row's expected energy weighs, in positions of the row, where `rows` tells it."""
+        return 2.0 / max(self.tolerance**2 - 0.002, 0.002)
 
-def measure(codes: Array) -> Side:
-    """Side information of codes int8 [layers, rows, columns], rounded as it is sent."""
+    @property
+    def evening(self) -> Array:
+        """Whole numbers [layers, rows]: factors that make the energies of rows alike, in 1/256."""
+        assert self.rows is not None
+        return np.minimum(np.maximum(np.rint(EVEN / self.rows), 1.0), EVEN * EVEN)
+
+
+def expected_rows(scales: Sequence[Array]) -> Array | None:
+    """Relative energies [layers, rows] of rows of equal deviation under these scales; None for scales beyond sense."""
+    steps = np.stack(scales).astype(np.float64)
+    if not steps.size or not (np.isfinite(steps).all() and (steps > 0).all()):
+        return None
+    inverse = 1.0 / (steps * steps)
+    rows: Array = inverse / np.array([[math.fsum(layer) / len(layer)] for layer in inverse.tolist()])
+    return np.maximum(rows, 2.0**-20)
+
+
+def measure(codes: Array, rows: Array | None = None) -> Side:
+    """Side information of codes int8 [layers, rows, columns], rounded as it is sent; `rows` as in `Side`."""
     squares = np.square(codes, dtype=np.int32).sum(axis=2).astype(np.float64)  # whole numbers, [layers, rows]
+    squares = squares if rows is None else squares / rows
     energy = squares.mean(axis=1, keepdims=True)
     spread = np.sqrt(np.mean(np.square(squares / np.maximum(energy, 1.0) - 1)))
     return Side(
@@ -59,6 +89,7 @@ def measure(codes: Array) -> Side:
         most=int(codes.max()),
         energy=np.rint(energy[:, 0] / codes.shape[2] * ENERGY_UNIT).clip(1, (1 << 24) - 1) / ENERGY_UNIT,
         tolerance=float(np.rint(spread * TOLERANCE_UNIT).clip(1, (1 << 12) - 1) / TOLERANCE_UNIT),
+        rows=rows,
     )
 
 
@@ -67,30 +98,29 @@ def code_rows(
     codes: Array,
     side: Side,
     blocks: Sequence[Array],
-    partners: Partners | None = None,
-    prior: Array | None = None,
-    column_weight: float = 16.0,
-    weight: float = 200.0,
-) -> Array:
-    """Code int8 [layers, rows, columns], rows as lines; returns the columns' relative variances [columns, layers].
+    partners: Partners | None,
+    column_weight: float,
+) -> None:
+    """Code int8 [layers, rows, columns], rows as lines; a decoder fills `codes`.
 
-    `blocks` are the row numbers of each block. `prior` are relative variances to start with, `column_weight` their
-    weight in rows. A decoder fills `codes`.
+    `blocks` are the row numbers of each block, `column_weight` that of an equal variance of all columns, in rows.
     """
     layers, _, width = codes.shape
-    start = np.ones((width, layers)) if prior is None else prior
     sums, done = np.zeros((width, layers)), 0
     pool: dict[int, Ridge] = {}
     for rows in blocks:
         x = np.ascontiguousarray(codes[:, rows].transpose(2, 0, 1))
-        relative = (column_weight * start + sums / side.energy) / (column_weight + done)
-        scale = _RowEnergy(side, relative, (layers, len(rows)))
-        _code_block(coder, x, side, scale, partners(rows) if partners else [], pool, weight)
+        relative = (column_weight + sums / side.energy) / (column_weight + done)
+        scale: _RowEnergy | _LineEnergy = _RowEnergy(side, relative, (layers, len(rows)))
+        if side.rows is not None:
+            scale = _LineEnergy(relative * side.energy, side.row_weight, (layers, len(rows)), side.rows[:, rows])
+        _code_block(coder, x, side, scale, partners(rows) if partners else [], pool, ROW_WEIGHT)
         codes[:, rows] = x.transpose(1, 2, 0)
-        sums += np.square(x, dtype=np.int32).sum(axis=2)
+        if side.rows is None:
+            sums += np.square(x, dtype=np.int32).sum(axis=2)
+        else:
+            sums += (np.square(x, dtype=np.int32) * side.evening[:, rows]).sum(axis=2) * (1 / EVEN)
         done += len(rows)
-    variances: Array = (column_weight * start + sums / side.energy) / (column_weight + done)
-    return variances
 
 
 def code_columns(
@@ -98,11 +128,14 @@ def code_columns(
     codes: Array,
     side: Side,
     blocks: Sequence[Array],
-    partners: Partners | None = None,
-    line_weight: float = 100.0,
-    weight: float = 2000.0,
+    partners: Partners | None,
+    line_weight: float,
+    weight: float,
 ) -> None:
-    """Code int8 [layers, rows, columns], columns as lines; `blocks` are the column numbers of each block."""
+    """Code int8 [layers, rows, columns], columns as lines; `blocks` are the column numbers of each block.
+
+    `line_weight` is that of the expected variance of a line, in codes, `weight` that of the pooled regression.
+    """
     layers, height, width = codes.shape
     used, done = np.zeros((height, layers)), 0
     pool: dict[int, Ridge] = {}
@@ -112,6 +145,9 @@ def code_columns(
         trust = _trust(side, rest * np.square(side.energy), width)
         left = trust * (side.energy * width - used) + (1 - trust) * side.energy * rest
         level = np.maximum(left / rest, side.energy / 4)
+        if side.rows is not None:
+            expected = side.energy * side.rows.T
+            level = expected * ((side.row_weight + used / expected) / (side.row_weight + done))
         scale = _LineEnergy(level, line_weight, (layers, len(columns)))
         _code_block(coder, x, side, scale, partners(columns) if partners else [], pool, weight)
         codes[:, :, columns] = x.transpose(1, 0, 2)
@@ -151,17 +187,20 @@ class _RowEnergy:
 
 
 class _LineEnergy:
-    """Variance of the next position from the mean square so far along the line; `level` [positions, layers]."""
+    """Variance of the next position from the mean square so far along the line; `level` [positions, layers].
 
-    def __init__(self, level: Array, weight: float, shape: tuple[int, int]) -> None:
-        self.level, self.sums, self.count = level, np.full(shape, weight), weight
+    `lines` [layers, lines] are further factors of the lines.
+    """
+
+    def __init__(self, level: Array, weight: float, shape: tuple[int, int], lines: Array | float = 1.0) -> None:
+        self.level, self.sums, self.count, self.lines = level, np.full(shape, weight), weight, lines
 
     def variance(self, position: int, explained: Array | float) -> Array:
-        variance: Array = self.sums * (self.level[position] / self.count)[:, None]
+        variance: Array = self.sums * (self.level[position] / self.count)[:, None] * self.lines
         return variance
 
     def add(self, position: int, codes: Array, error: Array) -> None:
-        self.sums += error * error / self.level[position][:, None]
+        self.sums += error * error / (self.level[position][:, None] * self.lines)
         self.count += 1
 
 
@@ -192,7 +231,7 @@ def _code_block(
         regressors = [partner[position] for partner in partners]
         if count:
             if position % EVERY == 0:
-                b = ridge.solve(weight, ridge.pooled(1).merged(earlier).solve(POOLED_WEIGHT, [0.0] * count))
+                b = ridge.solve(weight, ridge.pooled().merged(earlier).solve(POOLED_WEIGHT, [0.0] * count))
             mean = np.rint(sum(factor * r for factor, r in zip(b, regressors, strict=True)) * 256.0)
             if isinstance(scale, _RowEnergy):
                 explained = sum(
@@ -206,4 +245,4 @@ def _code_block(
         scale.add(position, codes, codes - mean * (1 / 256))
         ridge.add(codes, regressors)
     if count:
-        pool[count] = ridge.pooled(1).merged(earlier)
+        pool[count] = ridge.pooled().merged(earlier)

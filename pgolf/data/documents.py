@@ -9,7 +9,7 @@ import json
 import lzma
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import zstandard
 
@@ -30,6 +30,15 @@ def read_documents(path: Path | str) -> Iterator[str]:
     Raises InputError at the call for a missing file or an unknown suffix, and while iterating for damaged
     compression or a line without a text, which the message names by its number (from 1).
     """
+    return (document["text"] for document in _open(path))
+
+
+def read_sources(path: Path | str) -> Iterator[str | None]:
+    """The `source` of each of the documents that `read_documents` reads, None where it is no text."""
+    return (source if isinstance(source := document.get("source"), str) else None for document in _open(path))
+
+
+def _open(path: Path | str) -> Iterator[dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} is missing: set `data.train` and `data.val` to existing document files")
@@ -39,32 +48,31 @@ def read_documents(path: Path | str) -> Iterator[str]:
     raise InputError(f"{path} is no known document file: its name must end in {', '.join(_FORMATS)}")
 
 
-def _documents(path: Path, chunks: Callable[[BinaryIO], Iterator[bytes]]) -> Iterator[str]:
+def _documents(path: Path, chunks: Callable[[BinaryIO], Iterator[bytes]]) -> Iterator[dict[str, Any]]:
     """Parse line by line; errors of the decompressor become one message."""
     number = 0
     try:
         with path.open("rb") as file:
             for number, line in enumerate(_lines(chunks(file)), 1):
-                yield _text(line, f"{path}, line {number}")
+                yield _document(line, f"{path}, line {number}")
     except (zstandard.ZstdError, lzma.LZMAError, EOFError) as error:
         raise InputError(f"{path} is damaged after line {number} ({error}): fetch or compress it again") from None
 
 
-def _text(line: bytes, where: str) -> str:
-    """The text of one line."""
+def _document(line: bytes, where: str) -> dict[str, Any]:
+    """The object of one line, whose `text` is one that can be encoded."""
     try:
         document = json.loads(line.decode())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON ({error}): write one JSON object with the key `text` a line") from None
-    text = document.get("text") if isinstance(document, dict) else None
-    if not isinstance(text, str):
+    if not isinstance(document, dict) or not isinstance(text := document.get("text"), str):
         raise InputError(f"{where} has no text: give every line a key `text` with a string")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         # JSON can escape half a surrogate pair, which no UTF-8 bytes exist for: it could not be hashed or counted.
         raise InputError(f"{where} holds a lone surrogate ({error}): repair or remove the document") from None
-    return text
+    return document
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:

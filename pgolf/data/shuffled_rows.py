@@ -20,8 +20,10 @@ from pgolf.errors import InputError
 class ShuffledRows:
     """Endless iterator of batches of [rows, seq_len]; rows cross document boundaries."""
 
-    def __init__(self, shards: Sequence[Path], rows: int, seq_len: int, rank: int = 0, world: int = 1) -> None:
-        """Map this rank's shards.
+    def __init__(
+        self, shards: Sequence[Path], rows: int, seq_len: int, rank: int = 0, world: int = 1, seed: int = 0
+    ) -> None:
+        """Map this rank's shards; a `seed` other than 0 draws another order than the published one.
 
         Raises InputError when there are fewer shards than ranks, or when this rank's shards might hold less than one
         batch of distinct blocks.
@@ -41,7 +43,7 @@ class ShuffledRows:
                 f"the training shards of rank {rank} hold {sure} blocks of {seq_len} tokens, one batch needs {rows}: "
                 "give more training documents, or a smaller batch or sequence length"
             )
-        self._rng = np.random.Generator(np.random.PCG64(rank))
+        self._rng = np.random.Generator(np.random.PCG64([seed, rank] if seed else rank))
         self._starts: list[npt.NDArray[np.int64]] = []
         self._left = np.zeros(0)
         self._draw()

@@ -13,7 +13,7 @@ rows of training are too: a model that was trained on isolated documents has nev
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pgolf.errors import InputError
+from pgolf.evaluate import ranks
 from pgolf.evaluate.config import ChunkTTTConfig, EvaluateConfig
-from pgolf.evaluate.score import BOS, finite, on_device, score_windows
+from pgolf.evaluate.score import BOS, finite, on_device, score_windows, share
 from pgolf.evaluate.updates import Update
+from pgolf.evaluate.weights import borrowed, copies, put
 from pgolf.evaluate.windows import Windows
 from pgolf.model.attention import Segments
 from pgolf.model.gpt import GPT
@@ -52,9 +54,12 @@ def plan_chunks(windows: Windows, targets: int, chunk_tokens: int) -> list[Chunk
 
 
 def learning_rate(config: ChunkTTTConfig, chunk: int, trained: int) -> float:
-    """Rate for a chunk, of `trained` that are trained on: cosine, times (c + 1) / W over the first W warm-up chunks."""
+    """Rate for a chunk, of `trained` that are trained on: f + (1 - f) cosine with the floor f, times (c + 1) / W over
+    the first W warm-up chunks.
+    """
     warmup = min(1.0, (chunk + 1) / max(config.warmup_chunks, 1))
-    return config.lr * warmup * 0.5 * (1 + math.cos(math.pi * chunk / trained))
+    cosine = 0.5 * (1 + math.cos(math.pi * chunk / trained))
+    return config.lr * warmup * (config.lr_floor + (1 - config.lr_floor) * cosine)
 
 
 def adapted_parameters(model: GPT, config: ChunkTTTConfig) -> list[nn.Parameter]:
@@ -70,6 +75,16 @@ def adapted_parameters(model: GPT, config: ChunkTTTConfig) -> list[nn.Parameter]
     return [parameter for parameter in model.parameters() if id(parameter) not in kept]
 
 
+def rate_groups(model: GPT, parameters: list[nn.Parameter], by_block: bool) -> list[dict[str, Any]]:
+    """Groups of SGD, each with a factor on the rate: (i + 1) / n for block i of n if `by_block`, else 1."""
+    blocks = {id(p): i for i, block in enumerate(model.blocks) for p in block.parameters()} if by_block else {}
+    factors = [(blocks.get(id(p), len(model.blocks) - 1) + 1) / len(model.blocks) for p in parameters]
+    return [
+        {"params": [p for p, mine in zip(parameters, factors, strict=True) if mine == factor], "factor": factor}
+        for factor in sorted(set(factors))
+    ]
+
+
 class Learner:
     """SGD on a model's weights, and the average that scores in their place where there is one."""
 
@@ -78,19 +93,12 @@ class Learner:
         self.model, self.config = model, config
         self.rows_per_pass, self.isolate_documents = rows_per_pass, isolate_documents
         self.parameters = adapted_parameters(model, config)
-        self.optimizer = torch.optim.SGD(self.parameters, lr=config.lr, momentum=config.momentum)
-        self.average = None if config.ema is None else _copy(self.parameters)
-
-    @contextlib.contextmanager
-    def borrowed_weights(self) -> Iterator[None]:
-        """Afterwards the model is as it was."""
-        before = _copy(self.parameters)
+        groups = rate_groups(model, self.parameters, config.block_rates)
+        self.optimizer = torch.optim.SGD(
+            groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        self.average = None if config.ema is None else copies(self.parameters)
         self.optimizer.zero_grad()
-        try:
-            yield
-        finally:
-            self.optimizer.zero_grad()
-            _put(self.parameters, before)
 
     @contextlib.contextmanager
     def scoring_weights(self) -> Iterator[None]:
@@ -98,15 +106,15 @@ class Learner:
         if self.average is None:
             yield
             return
-        live = _copy(self.parameters)
-        _put(self.parameters, self.average)
+        live = copies(self.parameters)
+        put(self.parameters, self.average)
         yield
-        _put(self.parameters, live)
+        put(self.parameters, live)
 
     def train(self, rows: Tensor, lr: float, epochs: int) -> int:
         """Epochs over one chunk's rows [2, n, L], inputs and targets, on the host; returns the number of updates."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["factor"]
         steps = 0
         for _ in range(epochs):
             for batch in torch.split(rows, self.config.rows_per_step, dim=1):
@@ -119,13 +127,28 @@ class Learner:
         return steps
 
     def update(self, batch: Tensor) -> None:
-        """One step on the mean loss of rows; with several ranks the gradients would be averaged before the clip."""
-        for rows in torch.split(batch, self.rows_per_pass, dim=1):
-            loss = self.losses(rows).sum() / batch[1].numel()
-            loss.backward(inputs=self.parameters)  # type: ignore[no-untyped-call]
+        """One step on the mean loss of rows [2, n, L]; with `sam`, along the gradient at p + radius g / |g|."""
+        self.gradients(batch)
+        if self.config.sam:
+            with borrowed(self.parameters):
+                climb(self.parameters, self.config.sam)
+                self.gradients(batch)
+                steepest = [parameter.grad for parameter in self.parameters]
+            for parameter, gradient in zip(self.parameters, steepest, strict=True):
+                parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def gradients(self, batch: Tensor) -> None:
+        """Of the mean loss of rows [2, n, L]; each rank takes some of them, and they add up."""
+        mine = batch.tensor_split(ranks.world(), dim=1)[ranks.rank()]
+        for rows in torch.split(mine, self.rows_per_pass, dim=1) if mine.size(1) else ():
+            loss = self.losses(rows).sum() / batch[1].numel()
+            loss.backward(inputs=self.parameters)  # type: ignore[no-untyped-call]
+        if ranks.world() > 1:
+            for parameter in self.parameters:
+                parameter.grad = ranks.add(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
 
     def losses(self, rows: Tensor) -> Tensor:
         """Losses, nats, of rows [2, n, L] on the host; isolated documents go in as segments of one packed row."""
@@ -150,8 +173,8 @@ def chunk_ttt(
 ) -> tuple[NDArray[np.float32], list[Update]]:
     """Loss of every target [n - 1], nats, of a stream [n], and what the weights learned when; the model is unchanged.
 
-    `windows` are those of `windows_for`, in stream order. Several ranks would share the windows and the rows of each
-    chunk between them; everything else is the same on all.
+    `windows` are those of `windows_for`, in stream order. Several ranks share the windows and the rows of each chunk
+    between them; everything else is the same on all.
     """
     settings, seq_len = config.chunk, config.seq_len
     stream, losses = on_device(tokens, model.tok_emb.weight.device)
@@ -161,24 +184,39 @@ def chunk_ttt(
         trained = min(trained, settings.max_train_chunks)
     learner = Learner(model, settings, max(config.batch_tokens // seq_len, 1), config.isolate_documents)
     found, updates, scored = np.empty(len(tokens) - 1, dtype=np.float32), [], 0
-    with learner.borrowed_weights():
+    with borrowed(learner.parameters):
         for index, (mine, first, end) in enumerate(chunks):
             if len(mine.end):
                 with learner.scoring_weights():
-                    score_windows(model, stream, mine, config.batch_tokens, losses)
+                    score_windows(model, stream, share(mine), config.batch_tokens, losses)
                 fresh = slice(scored, scored := int(mine.end[-1]))
-                found[fresh] = finite(losses[fresh].cpu().numpy(), "lower `evaluate.chunk.lr`")
+                found[fresh] = finite(ranks.merge_losses(losses[fresh]).cpu().numpy(), "lower `evaluate.chunk.lr`")
             report(found[:scored], index + 1, len(chunks))
             rows = (end - first) // seq_len
             if index < trained and rows:
                 end = first + rows * seq_len
                 assert end <= scored, "training would see a target that is not scored yet"
-                pair = (tokens[first + k : end + k].reshape(rows, seq_len) for k in (0, 1))
-                data = torch.from_numpy(np.stack([*pair]).astype(np.int64))
                 epochs = _epochs(settings, found[first:end], found[:scored])
+                data = rows_of(tokens, first, rows, seq_len)
                 steps = learner.train(data, learning_rate(settings, index, trained), epochs)
                 updates.append(Update(scored, first, end, steps))
     return found, updates
+
+
+@torch.no_grad()
+def climb(parameters: list[nn.Parameter], radius: float) -> None:
+    """p + radius g / (|g| + 1e-12), |g| over all parameters; the gradients are gone (SAM, Foret et al. 2021)."""
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm() + 1e-12
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.add_(gradient * (radius / norm))
+        parameter.grad = None
+
+
+def rows_of(tokens: NDArray[np.uint16], first: int, rows: int, length: int) -> Tensor:
+    """Inputs and targets [2, rows, length] of the targets from `first` on, on the host."""
+    pair = (tokens[first + k : first + k + rows * length].reshape(rows, length) for k in (0, 1))
+    return torch.from_numpy(np.stack([*pair]).astype(np.int64))
 
 
 def _epochs(config: ChunkTTTConfig, chunk: NDArray[np.float32], scored: NDArray[np.float32]) -> int:
@@ -186,13 +224,3 @@ def _epochs(config: ChunkTTTConfig, chunk: NDArray[np.float32], scored: NDArray[
     if config.hard_epochs is None or chunk.mean(dtype=np.float64) <= scored.mean(dtype=np.float64):
         return config.epochs
     return config.hard_epochs
-
-
-def _copy(parameters: list[nn.Parameter]) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in parameters]
-
-
-@torch.no_grad()
-def _put(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)

@@ -35,19 +35,94 @@ class ChunkTTTConfig:
     """Train on the first chunks only, the cosine over that number ("short TTT", PR 401: 50); null: all but the last."""
     warmup_chunks: int = 0
     """Chunks over which the learning rate rises linearly to the cosine (option of PR 401)."""
+    lr_floor: float = 0.0
+    """Share of the rate that the cosine ends at (TTT v2 of PR 401's author: 0.1)."""
+    weight_decay: float = 0.0
+    """Decay of SGD, added to the gradient (TTT v2: 0.01)."""
+    block_rates: bool = False
+    """Block i of n learns at (i + 1) / n of the rate, all else at the whole (discriminative rates of TTT v2)."""
+    sam: float = 0.0
+    """Radius of sharpness-aware steps, two passes each (PR 401's author: 0.05; no verified gain); 0: ordinary ones."""
 
     def __post_init__(self) -> None:
         for name in ("chunk_tokens", "epochs", "hard_epochs", "rows_per_step"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"`{name}` is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "freeze_blocks", "max_train_chunks", "warmup_chunks"):
+        for name in ("lr", "freeze_blocks", "max_train_chunks", "warmup_chunks", "weight_decay", "sam"):
             if (getattr(self, name) or 0) < 0:
                 raise InputError(f"`{name}` is {getattr(self, name)}; it must not be negative")
-        for name in ("momentum", "ema"):
+        for name in ("momentum", "ema", "lr_floor"):
             if not 0 <= (getattr(self, name) or 0.0) < 1:
                 raise InputError(f"`{name}` is {getattr(self, name)}; it must be at least 0 and less than 1")
         if self.grad_clip <= 0:
             raise InputError(f"`grad_clip` is {self.grad_clip}; it must be greater than 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoRAConfig:
+    """Adapters for every document (PR 1530); defaults are those that PR 1855 ran with."""
+
+    maps: tuple[Literal["q", "k", "v", "o", "mlp", "head"], ...] = ("q", "k", "v", "o", "mlp", "head")
+    """Linear maps with an adapter (first version of 17 March: q, v, head)."""
+    rank: int = 80
+    """Inner width r (PR 1530: 96; first version: 8)."""
+    alpha: float = 144.0
+    """The adapter's output is multiplied by alpha / r."""
+    lr: float = 0.0001
+    """Learning rate of AdamW (first version: 0.01)."""
+    beta1: float = 0.0
+    """Decay of the first moment (first version: 0.9); 0 needs no memory."""
+    beta2: float = 0.99
+    """Decay of the second moment (PR 1530: 0.999; first version: 0.95)."""
+    eps: float = 1e-10
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.5
+    """Decoupled decay of A and B (before PR 1855: 1.0; first version: 0)."""
+    warm_start: bool = True
+    """Keep A from batch to batch; false: draw it again for every document."""
+    carry: float = 0.0
+    """All documents start from shared A and B, which move this share of the way to the mean of what a batch ended with;
+    0: B starts at zero, and `warm_start` says what A does (published)."""
+    chunk_tokens: int = 48
+    """Targets that are scored together before one step on them (PR 1530: 32; first version: 256)."""
+    documents: int = 64
+    """Documents per batch."""
+    reread: int = 0
+    """`ttt: cached`: scored tokens before a chunk that are read and learned from once more with it."""
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "chunk_tokens", "documents"):
+            if getattr(self, name) < 1:
+                raise InputError(f"`{name}` is {getattr(self, name)}; it must be at least 1")
+        for name in ("lr", "weight_decay", "reread"):
+            if getattr(self, name) < 0:
+                raise InputError(f"`{name}` is {getattr(self, name)}; it must not be negative")
+        if not 0 <= self.carry <= 1:
+            raise InputError(f"`carry` is {self.carry}; it must lie between 0 and 1")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"`{name}` is {getattr(self, name)}; it must be at least 0 and less than 1")
+        if self.eps <= 0:
+            raise InputError(f"`eps` is {self.eps}; it must be greater than 0")
+        if not self.maps or len(set(self.maps)) < len(self.maps):
+            raise InputError(f"`maps` is {list(self.maps)}; it must name at least one map, and none twice")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhasesConfig:
+    """When `ttt: phased` trains the shared weights on documents that are scored (PR 1855)."""
+
+    prefix_documents: int = 2500
+    """Documents that the last of these updates learns from, P."""
+    count: int = 3
+    """Updates, n: update p learns from floor(P (p + 1) / n) documents."""
+    ranks: int = 8
+    """Processes of the published run, which all finish a batch before an update; the order is the same on fewer."""
+
+    def __post_init__(self) -> None:
+        for name in ("prefix_documents", "count", "ranks"):
+            if getattr(self, name) < 1:
+                raise InputError(f"`{name}` is {getattr(self, name)}; it must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,15 +132,27 @@ class EvaluateConfig:
     seq_len: int = 2048
     """Longest context in tokens, L."""
     stride: int = 64
-    """New targets per window; the other L - stride tokens are context. stride = seq_len is plain evaluation."""
+    """New targets per window; the other L - stride tokens are context. stride = seq_len is plain evaluation. `lora` and
+    `phased` have windows of their own, and this one for the unadapted comparison."""
     isolate_documents: bool = False
     """Cut windows at document starts, so that no context crosses a BOS token."""
     batch_tokens: int = 65_536
     """Tokens per forward pass; changes memory and speed, not the score beyond rounding."""
-    ttt: Literal["none", "chunk"] = "none"
-    """Test-time training on tokens that are already scored: `chunk` is SGD on all weights, chunk by chunk."""
+    ttt: Literal["none", "chunk", "lora", "phased", "cached"] = "none"
+    """Test-time training on tokens that are already scored: `chunk` is SGD on all weights, chunk by chunk; `lora`
+    adapts to each document alone; `phased` does that too, with SGD on all weights between phases; `cached` is `lora`
+    with remembered keys and values, so that each token passes through the model once."""
     chunk: ChunkTTTConfig = ChunkTTTConfig()
-    """Settings of `ttt: chunk`."""
+    """Settings of `ttt: chunk`, and of the SGD of `phased`."""
+    lora: LoRAConfig = LoRAConfig()
+    """Settings of `ttt: lora`, `phased` and `cached`."""
+    phases: PhasesConfig = PhasesConfig()
+    """Settings of `ttt: phased`."""
+    seconds: float | None = None
+    """Budget of `lora`, `phased` and `cached`, which learn less where measured throughput does not keep it; null: no
+    limit."""
+    compile: bool = True
+    """torch.compile for `lora`, `phased` and `cached` on CUDA; a CPU always runs eagerly."""
     measure_gain: bool = True
     """With `ttt`: score the same windows once more unadapted, off the evaluation clock, to report `ttt_gain_bpb`."""
     subset_targets: int | None = None
@@ -81,7 +168,25 @@ class EvaluateConfig:
             raise InputError(
                 f"`batch_tokens` {self.batch_tokens} must hold at least one row of `seq_len` {self.seq_len}"
             )
-        if self.ttt == "chunk" and self.chunk.chunk_tokens < self.seq_len:
+        if self.seconds is not None and self.seconds <= 0:
+            raise InputError(f"`seconds` is {self.seconds}; it must be greater than 0, or null")
+        if self.ttt in ("lora", "phased", "cached"):
+            self._check_documents()
+        if self.ttt in ("chunk", "phased") and self.chunk.chunk_tokens < self.seq_len:
             raise InputError(
                 f"`chunk.chunk_tokens` {self.chunk.chunk_tokens} must hold at least one row of `seq_len` {self.seq_len}"
             )
+
+    def _check_documents(self) -> None:
+        if not self.isolate_documents:
+            raise InputError(f"`ttt: {self.ttt}` adapts to documents: set `isolate_documents: true`")
+        if self.lora.chunk_tokens > self.seq_len:
+            raise InputError(
+                f"`lora.chunk_tokens` {self.lora.chunk_tokens} must be at most the context, `seq_len` {self.seq_len}"
+            )
+        if self.ttt == "cached" and self.stride == self.seq_len:
+            raise InputError(
+                f"`ttt: cached` keeps seq_len - stride tokens of context: set `stride` below {self.seq_len}"
+            )
+        if self.ttt == "phased" and (self.chunk.ema is not None or self.chunk.hard_epochs is not None):
+            raise InputError("`chunk.ema` and `chunk.hard_epochs` belong to `ttt: chunk`: set both to null")

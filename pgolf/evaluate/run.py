@@ -39,6 +39,8 @@ class References(NamedTuple):
     """The configured windows without test-time training; None where nobody asked (`measure_gain`)."""
     plain_losses: NDArray[np.float32]
     """Nats per target of the plain score."""
+    unadapted_losses: NDArray[np.float32] | None = None
+    """Nats per target of the unadapted score, where it was measured beside test-time training."""
 
 
 def evaluate(
@@ -52,11 +54,15 @@ def evaluate(
     updates: list[Update] = []
     if config.ttt == "none":
         losses = _unadapted(model, tokens, config, config.stride, report)
-    else:
+    elif config.ttt == "chunk":
         from pgolf.evaluate.chunk_ttt import chunk_ttt
 
         windows = windows_for(tokens, config, config.stride)
         losses, updates = chunk_ttt(model, tokens, windows, config, _running_bpb(token_bytes[1:], report))
+    else:
+        from pgolf.evaluate.document_ttt import document_ttt
+
+        losses, updates = document_ttt(model, tokens, config, _documents_bpb(config.ttt, token_bytes[1:], report))
     return Evaluation(summarize(losses, token_bytes[1:]), losses, updates)
 
 
@@ -80,8 +86,9 @@ def references(
     if config.stride < config.seq_len:
         if config.ttt != "none" and not config.measure_gain:
             return References(plain, None, plain_losses)
-        unadapted = summarize(losses(config.stride), token_bytes[1:])
-    return References(plain, unadapted, plain_losses)
+        unadapted = summarize(found := losses(config.stride), token_bytes[1:])
+        return References(plain, unadapted, plain_losses, None if config.ttt == "none" else found)
+    return References(plain, unadapted, plain_losses, None if config.ttt == "none" else plain_losses)
 
 
 def _unadapted(
@@ -107,3 +114,18 @@ def _running_bpb(
         report(f"chunk TTT, {bits / max(text, 1):.4f} BPB, chunk", done, total)
 
     return chunk_done
+
+
+def _documents_bpb(
+    kind: str, target_bytes: NDArray[np.integer], report: Progress
+) -> Callable[[NDArray[np.float32], NDArray[np.int64], str, int, int], None]:
+    """A report per batch of documents that says the BPB so far, of this rank."""
+    bits, text = 0.0, 0
+
+    def batch_done(losses: NDArray[np.float32], places: NDArray[np.int64], remark: str, done: int, total: int) -> None:
+        nonlocal bits, text
+        bits += float(losses.sum(dtype=np.float64)) / np.log(2)
+        text += int(target_bytes[places].sum(dtype=np.int64))
+        report(f"{kind} TTT, {bits / max(text, 1):.4f} BPB, {remark or 'first passes'}, document", done, total)
+
+    return batch_done

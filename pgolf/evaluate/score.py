@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgolf.errors import InputError
+from pgolf.evaluate import ranks
 from pgolf.evaluate.config import EvaluateConfig
 from pgolf.evaluate.windows import Windows, plan_documents, plan_windows
 from pgolf.model.gpt import GPT
@@ -80,8 +81,13 @@ def token_losses(
 ) -> NDArray[np.float32]:
     """Loss of every target [n - 1], nats, of a stream [n]; `report` gets targets done and targets in all."""
     stream, losses = on_device(tokens, model.tok_emb.weight.device)
-    score_windows(model, stream, windows, batch_tokens, losses, report)
-    return finite(losses[:-1].cpu().numpy(), "train again with a lower rate")
+    score_windows(model, stream, share(windows), batch_tokens, losses, report)
+    return finite(ranks.merge_losses(losses[:-1]).cpu().numpy(), "train again with a lower rate")
+
+
+def share(windows: Windows) -> Windows:
+    """The windows of this rank: every R-th, so that all have as many long ones."""
+    return Windows(*(column[ranks.rank() :: ranks.world()] for column in windows))
 
 
 def on_device(tokens: NDArray[np.uint16], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -112,6 +118,8 @@ def score_windows(
     Rows of one batch are padded on the right to the longest, which causal attention cannot see.
     """
     lengths = windows.end - windows.start
+    if not len(lengths):
+        return
     order = np.argsort(-lengths, kind="stable")  # longest first: little padding
     device, scratch = stream.device, len(stream) - 1
     start, end, first = (torch.from_numpy(column[order]).to(device)[:, None] for column in windows)

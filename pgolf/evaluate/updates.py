@@ -11,7 +11,11 @@ from torch import Tensor
 
 
 class Update(NamedTuple):
-    """Consecutive optimizer steps between two scorings; targets are counted from the start of the stream."""
+    """Consecutive optimizer steps between two scorings.
+
+    Targets are counted from the start of the stream, or in the order of scoring where that is another one: see
+    `pgolf.evaluate.journal`.
+    """
 
     scored: int
     """Targets [0, scored) had their final losses when the first of these steps began."""

@@ -94,7 +94,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None) ->
     """Causal grouped-query attention.
 
     Args:
-        q: [B, T, H, D]. k, v: [B, T, Hkv, D]. With segments B is 1.
+        q: [B, T, H, D]. k, v: [B, T, Hkv, D], or [B, P + T, Hkv, D] with the P tokens before, which every query sees.
+            With segments B is 1 and P is 0.
 
     Returns:
         [B, T, H, D] in the dtype of q.

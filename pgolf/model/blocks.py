@@ -85,6 +85,8 @@ class Attention(nn.Module):
     def raw_values(self, n: Tensor, context: Context) -> Tensor:
         """The values [B, T, Hkv, D] of n [B, T, d] by themselves."""
         v = self.c_v(n)
+        if context.visit is not None:
+            v = context.visit.adapt("v", v, n)
         return self._heads(v if context.values is None else v + context.values)
 
     def values(self, n: Tensor, context: Context) -> Tensor:
@@ -96,20 +98,24 @@ class Attention(nn.Module):
 
     def forward(self, n: Tensor, context: Context, n_v: Tensor | None = None) -> Tensor:
         """n [B, T, d], the normalised and scaled block input, to [B, T, d]; values are those of n_v if given."""
-        query = self.c_q(n)
-        q, k = self._heads(query[..., : self.width]), self._heads(self.c_k(n))
+        query, key = self.c_q(n), self.c_k(n)
+        if context.visit is not None:
+            query, key = context.visit.adapt("q", query, n), context.visit.adapt("k", key, n)
+        q, k = self._heads(query[..., : self.width]), self._heads(key)
         v = self.values(n if n_v is None else n_v, context)
         q, k = rotate(rms_norm(q), *context.tables), rotate(rms_norm(k), *context.tables)
         q = q * (self.q_gain * self.sharpness).to(q.dtype)[:, None]
+        keys, values = (k, v) if context.visit is None else context.visit.recall(k, v)
         if self.differ is None:
-            y = attend(q, k, v, context.segments)
+            y = attend(q, keys, values, context.segments)
         else:
-            y = self.differ(q, k, v, self.diff_lambda, context.segments)
+            y = self.differ(q, keys, values, self.diff_lambda, context.segments)
         if self.exclusive_output:
             y = exclusive(y, v)
         if self.gate is not None:
             y = self.gate(self, y, n, query)
-        return self.proj(y.flatten(2))  # type: ignore[no-any-return]
+        out: Tensor = self.proj(y.flatten(2))
+        return out if context.visit is None else context.visit.adapt("o", out, n)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], -1, self.head_dim)
@@ -161,7 +167,7 @@ class Block(nn.Module):
         after = torch.addcmul(x, self.attend(x, n, context), self.attn_scale.to(x.dtype))
         if not self.parallel:
             n = (after if self.hybrid else rms_norm(after)) * context.scale
-        out = torch.addcmul(after, self.feed(n), self.mlp_scale.to(x.dtype))
+        out = torch.addcmul(after, self.feed(n, context), self.mlp_scale.to(x.dtype))
         if self.token_gate is not None:
             return self.token_gate(x, out, self.dtg_gate_w, self.dtg_gate_b)
         return rms_norm(out) if self.hybrid else out
@@ -188,9 +194,11 @@ class Block(nn.Module):
         a = self.attn(n, context, n_v)
         return rms_norm(a) if self.peri else a
 
-    def feed(self, n: Tensor) -> Tensor:
+    def feed(self, n: Tensor, context: Context) -> Tensor:
         """The MLP output for n [B, T, d]."""
-        m = self.mlp(n)
+        m: Tensor = self.mlp(n)
+        if context.visit is not None:
+            m = context.visit.adapt("mlp", m, n)
         if self.mlp_gate is not None:
             m = self.mlp_gate(m, n, self.mlp_gate_w)
         return rms_norm(m) if self.peri else m

@@ -1,11 +1,14 @@
 """What a layer can read besides the stream that it changes."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
 from pgolf.model.attention import Segments
 from pgolf.model.rotary import Tables
+
+if TYPE_CHECKING:
+    from pgolf.model.visit import Visit
 
 
 class Context(NamedTuple):
@@ -23,3 +26,5 @@ class Context(NamedTuple):
     """What is added to the values of this layer [B, T, Hkv D]."""
     first: Tensor | None = None
     """What the values of this layer are mixed with: see `pgolf.model.value_residual`."""
+    visit: "Visit | None" = None
+    """What an evaluation that adapts adds to this virtual layer: see `pgolf.model.visit`."""

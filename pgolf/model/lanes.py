@@ -64,7 +64,7 @@ def step(block: Block, lanes: Lanes, rows: tuple[Tensor, ...], context: Context)
     """Both sublayers from the old lanes; rows are P [2, 2] and rho [2]."""
     x = block.mix(lanes.attention, context.x0)
     a = block.attend(x, rms_norm(x) * context.scale, context) * block.attn_scale.to(x.dtype)
-    m = block.feed(rms_norm(lanes.mlp) * context.scale) * block.mlp_scale.to(x.dtype)
+    m = block.feed(rms_norm(lanes.mlp) * context.scale, context) * block.mlp_scale.to(x.dtype)
     post, carry = (row.to(x.dtype) for row in rows)
     first = carry[0] * lanes.attention + post[0, 0] * a + post[1, 0] * m
     second = carry[1] * lanes.mlp + post[0, 1] * a + post[1, 1] * m

@@ -32,7 +32,7 @@ def step(block: Block, lanes: Lanes, rows: tuple[Tensor, ...], context: Context)
     """Attention on lane 0, the MLP on lane 1; there are no rows."""
     x = block.mix(lanes.attention, context.x0)
     a = block.attend(x, rms_norm(x) * context.scale, context)
-    m = block.feed(rms_norm(lanes.mlp) * context.scale)
+    m = block.feed(rms_norm(lanes.mlp) * context.scale, context)
     return Lanes(
         torch.addcmul(x, a, block.attn_scale.to(x.dtype)), torch.addcmul(lanes.mlp, m, block.mlp_scale.to(x.dtype))
     )

@@ -28,7 +28,8 @@ def step(block: Block, lanes: Lanes, rows: tuple[Tensor, ...], context: Context)
     x = block.mix(lanes.attention, context.x0)
     a = block.attend(x, rms_norm(x) * context.scale, context) * block.attn_scale.to(x.dtype)
     first, second = (carry[0] * lane + post[0, k] * a for k, lane in enumerate(lanes))
-    m = block.feed(rms_norm(block.mix(second, context.x0)) * context.scale) * block.mlp_scale.to(x.dtype)
+    n = rms_norm(block.mix(second, context.x0)) * context.scale
+    m = block.feed(n, context) * block.mlp_scale.to(x.dtype)
     return Lanes(carry[1] * first + post[1, 0] * m, carry[1] * second + post[1, 1] * m)
 
 

@@ -18,12 +18,23 @@ def has_flash(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention inside each row."""
+    """Causal attention inside each row; with P more keys than queries, query i sees the first P + i + 1 of them."""
+    past = k.size(1) - q.size(1)
     grouped = q.size(2) != k.size(2)
     if grouped and q.device.type == "cuda" and not has_flash(q.device, q.dtype):
         k, v, grouped = _repeat(k, q), _repeat(v, q), False  # otherwise all scores are written to memory
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(1, 2)
+    mask = _later(q, past) if past else None
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=not past, enable_gqa=grouped).transpose(1, 2)
+
+
+def _later(q: Tensor, past: int) -> Tensor:
+    """Query i of q [B, H, T, D] sees the first `past` + i + 1 keys: [T, past + T]."""
+    if has_flash(q.device, q.dtype):
+        from torch.nn.attention.bias import causal_lower_right  # seconds: it loads the compiler
+
+        return causal_lower_right(q.size(2), past + q.size(2))
+    return torch.ones(q.size(2), past + q.size(2), dtype=torch.bool, device=q.device).tril(past)
 
 
 def per_segment(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:

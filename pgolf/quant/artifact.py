@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pgolf.codec.choose import Choice, Report, silent
-from pgolf.codec.container import pack, unpack
+from pgolf.codec.container import pack, packed_size, unpack
 from pgolf.codec.layout import Entry
 from pgolf.config import build, to_dict
 from pgolf.errors import InputError
@@ -22,7 +22,7 @@ from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import GPT
 from pgolf.quant.config import QuantizeConfig
 from pgolf.quant.lqer import factor_shapes
-from pgolf.quant.policy import Shapes, resolve
+from pgolf.quant.policy import Shapes, grouped, resolve
 from pgolf.quant.state import corrected_names, restore
 
 SCHEMA = "pgolf.model"
@@ -49,7 +49,14 @@ def layout_of(shapes: Shapes, config: QuantizeConfig, corrected: Collection[str]
         if rule.grid:
             role = re.sub(r"^blocks\.\d+\.", "", name).removesuffix(".weight")
             codes.append(Entry(role, f"{name}.q", "int8", shape))
-            scales.append(Entry("scales", f"{name}.scale", "float16", shape[:1]))
+            if grouped(rule, config):
+                from pgolf.quant.ternary import groups
+
+                scales.append(Entry("scales", f"{name}.scale", "float16", (shape[0], groups(shape[1]))))
+            else:
+                scales.append(Entry("scales", f"{name}.scale", "float16", shape[:1]))
+            if config.columns != "none" and not grouped(rule, config):
+                scales.append(Entry("scales", f"{name}.cols", "float16", shape[1:]))
         elif rule.int8_rows:
             gates.append(Entry(f"{rule.tensor_class}s", f"{name}.gq", "int8", shape))
             scales.append(Entry("scales", f"{name}.gs", "float16", shape[:1]))
@@ -110,9 +117,32 @@ def encode_model(
     report: Report = silent,
 ) -> bytes:
     """The container of a quantized model; `tokenizer` is the SHA-256 of the tokenizer that its tokens come from."""
+    header = _header(tensors, model, vocab_size, quantize, tokenizer)
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    return pack(header, layout_from_header(header), arrays, codec, report)
+
+
+def model_bytes(
+    tensors: Mapping[str, Tensor],
+    model: ModelConfig,
+    vocab_size: int,
+    quantize: QuantizeConfig,
+    tokenizer: str,
+    codec: Choice,
+    report: Report = silent,
+) -> int:
+    """Length of what `encode_model` returns, without decoding it as a check."""
+    header = _header(tensors, model, vocab_size, quantize, tokenizer)
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    return packed_size(header, layout_from_header(header), arrays, codec, report)
+
+
+def _header(
+    tensors: Mapping[str, Tensor], model: ModelConfig, vocab_size: int, quantize: QuantizeConfig, tokenizer: str
+) -> dict[str, Any]:
     corrected = corrected_names(tensors)
     names = matrices(parameter_shapes(model, vocab_size), quantize)
-    header = {
+    return {
         "schema": SCHEMA,
         "model": to_dict(model),
         "vocab_size": vocab_size,
@@ -120,8 +150,6 @@ def encode_model(
         "lqer": [index for index, name in enumerate(names) if name in corrected],
         "tokenizer": tokenizer,
     }
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    return pack(header, layout_from_header(header), arrays, codec, report)
 
 
 def unpack_model(blob: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -1,6 +1,7 @@
 """The `quantize` section: bits and clip per tensor class, and the solver's constants."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pgolf.errors import InputError
 
@@ -27,11 +28,38 @@ class GridConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TensorConfig:
+    """What differs from its class in the matrices that a pattern names."""
+
+    name: str
+    """Whole name of a matrix, with the wildcards of file names: `blocks.3.*`, `blocks.*.mlp.fc.weight`."""
+    bits: int | None = None
+    """Code width; null: that of the class."""
+    k_sigma: float | None = None
+    """Clip in standard deviations; null: that of the class."""
+    k_times: float = 1.0
+    """Factor of the clip, for clips by layer and depth (PR 1412: early, loop, middle and late layers)."""
+
+    def __post_init__(self) -> None:
+        if self.k_times <= 0:
+            raise InputError(f"`k_times` is {self.k_times}; it must be greater than 0")
+        self.on(GridConfig())
+
+    def on(self, grid: GridConfig) -> GridConfig:
+        """The class's grid as this entry changes it."""
+        bits = grid.bits if self.bits is None else self.bits
+        k_sigma = grid.k_sigma if self.k_sigma is None else self.k_sigma
+        return GridConfig(bits=bits, k_sigma=k_sigma * self.k_times)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LqerConfig:
     """Low-rank correction of the matrices with the largest rounding error; the published values are PR 1855's."""
 
     top_k: int = 0
-    """Matrices that get one, by the Frobenius norm of their error; 0: none (published: 3)."""
+    """Matrices that get one, those of the largest errors; 0: none (published: 3)."""
+    by: Literal["norm", "weighted"] = "norm"
+    """Size of an error E: its Frobenius norm (published), or tr(E H E^T)."""
     rank: int = 4
     """Rank of the correction (published: 4)."""
     asymmetric: bool = True
@@ -54,6 +82,22 @@ class LqerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FitConfig:
+    """A size to reach: one factor on every clip, and widths to go with it (`pgolf.quant.fit`)."""
+
+    target_bytes: int | None = None
+    """Code and model end just below it; null: the clips stay as they are."""
+    code_bytes: int | None = None
+    """Of that for the code; null: what the packed program has."""
+
+    def __post_init__(self) -> None:
+        if self.target_bytes is not None and self.target_bytes <= (self.code_bytes or 0):
+            raise InputError(f"`target_bytes` is {self.target_bytes}; it must exceed `code_bytes`, and 0")
+        if (self.code_bytes or 0) < 0:
+            raise InputError(f"`code_bytes` is {self.code_bytes}; it must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizeConfig:
     """Defaults are PR 1394's and 1493's."""
 
@@ -63,6 +107,38 @@ class QuantizeConfig:
     """Query, key, value and output projections."""
     mlp: GridConfig = GridConfig()
     """Up and down projections."""
+    tensors: tuple[TensorConfig, ...] = ()
+    """Exceptions by name; every entry that matches applies, in this order."""
+    fit: FitConfig = FitConfig()
+    """Fit to the cap."""
+    method: Literal["gptq", "rtn", "ternary"] = "gptq"
+    """`gptq`: with error feedback; `rtn`: round to nearest, as QAT trains for, and GPTQ-lite with percentile steps;
+    `ternary`: matrices of 2 bits in groups with scales of their own (PR 640), all others with error feedback."""
+    steps: Literal["deviation", "loss", "extreme", "percentile", "percentile_row"] = "deviation"
+    """Rule of the row scales. `deviation`: SDClip (PR 1394). `loss`: where every weight costs the same loss, at the
+    rate of SDClip's k; needs `calibrate.sensitivity`. `extreme`: the largest value (late QAT). `percentile`: GPTQ-lite,
+    one of five for a matrix (PR 374, 635), `percentile_row`: for a row (PR 401); k is not used in the last three."""
+    least_max: float = 0.0
+    """Least clip of `extreme` and `percentile` steps, absolute (published: 1)."""
+    hessian_aware: float = 0.0
+    """Weight of the rows' inputs in SDClip (PR 1412: 0.175)."""
+    columns: Literal["none", "activation", "loss"] = "none"
+    """Column scales, stored. `activation`: (rms of the input)^-power, as AWQ scales weights before rounding; `loss`:
+    where every column costs the same after error feedback."""
+    columns_power: float = 0.5
+    """Exponent of `activation`."""
+    rate: float = 0.0
+    """Price of a bit in the error feedback, in squared steps; ln(2) / 6 = 0.116 is what a bit is worth at high rate."""
+    row_block: int = 0
+    """Rows between two feedbacks of errors to other rows (needs `calibrate.sensitivity`); 0: rows are independent."""
+    damp_rows: float = 0.1
+    """Added to the diagonal of the outputs' sensitivity for that, as a fraction of its mean."""
+    act_order: bool = True
+    """Columns in order of falling input energy; false: as they come."""
+    dedup: Literal["none", "floor", "even"] = "none"
+    """Only even codes (`pgolf.quant.coarsen`; PR 1520: floor)."""
+    prune_ones: int = 0
+    """Codes +-1 of 6-bit grids that become 0, those of the smallest scales first (PR 609, 1019)."""
     damp: float = 0.01
     """Added to the Hessian's diagonal, as a fraction of its mean."""
     blocksize: int = 128
@@ -84,8 +160,15 @@ class QuantizeConfig:
     def __post_init__(self) -> None:
         if self.damp <= 0:
             raise InputError(f"`damp` is {self.damp}; it must be greater than 0 for the Hessian to be invertible")
+        if self.method == "ternary" and self.canonical:
+            raise InputError("`canonical` moves columns, which groups of ternary codes do not allow: set it to false")
+        if self.damp_rows <= 0:
+            raise InputError(f"`damp_rows` is {self.damp_rows}; it must be greater than 0")
         if self.blocksize < 1:
             raise InputError(f"`blocksize` is {self.blocksize}; it must be at least 1")
+        for name in ("least_max", "hessian_aware", "rate", "row_block", "prune_ones"):
+            if getattr(self, name) < 0:
+                raise InputError(f"`{name}` is {getattr(self, name)}; it must be at least 0")
         if self.scale_steps not in (None, 2, 4, 8, 16, 32):
             raise InputError(f"`scale_steps` is {self.scale_steps}; it must be 2, 4, 8, 16, 32 or null")
         if not 2 <= self.small_bits <= 10:

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from pgolf.errors import InputError
-from pgolf.quant.config import GridConfig, QuantizeConfig
+from pgolf.quant.config import GridConfig, QuantizeConfig, TensorConfig
 
 
 class Rule(NamedTuple):
@@ -20,6 +21,11 @@ class Rule(NamedTuple):
     def int8_rows(self) -> bool:
         """Rounded to nearest in 8 bits, one scale per row."""
         return self.tensor_class in ("gate", "table")
+
+
+def grouped(rule: Rule, config: QuantizeConfig) -> bool:
+    """Whether a matrix is ternary, with scales by group (`pgolf.quant.ternary`)."""
+    return config.method == "ternary" and rule.grid is not None and rule.grid.bits == 2
 
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -39,9 +45,10 @@ def table(config: QuantizeConfig) -> Iterable[tuple[str, re.Pattern[str], GridCo
 
 
 def resolve(shapes: Shapes, config: QuantizeConfig) -> dict[str, Rule]:
-    """The rule of every tensor: gates first, then small tensors, then the classes of matrices.
+    """The rule of every tensor: gates first, then small tensors, then the classes of matrices with their exceptions.
 
-    Raises InputError when `small_numel` leaves a tensor to quantize that no class covers.
+    Raises InputError when `small_numel` leaves a tensor to quantize that no class covers, and for an exception that
+    names no matrix.
     """
     plan = {}
     for name, shape in shapes.items():
@@ -64,4 +71,16 @@ def resolve(shapes: Shapes, config: QuantizeConfig) -> dict[str, Rule]:
                 f"elements: set it to at least {numel}"
             )
         plan[name] = matches[0]
+    return _with_exceptions(plan, config.tensors)
+
+
+def _with_exceptions(plan: dict[str, Rule], exceptions: Iterable[TensorConfig]) -> dict[str, Rule]:
+    for exception in exceptions:
+        named = [name for name, rule in plan.items() if rule.grid and fnmatchcase(name, exception.name)]
+        if not named:
+            raise InputError(f"`quantize.tensors` names {exception.name}, which no quantized matrix matches")
+        for name in named:
+            grid = plan[name].grid
+            assert grid
+            plan[name] = plan[name]._replace(grid=exception.on(grid))
     return plan

@@ -13,10 +13,13 @@ from torch import Tensor
 
 from pgolf.errors import InputError
 from pgolf.quant.config import QuantizeConfig
-from pgolf.quant.gptq import gptq_quantize, weighted_error
-from pgolf.quant.grid import absmax_scale, dequantize, geometric, round_to_nearest, sdclip_scale, shortened
+from pgolf.quant.gptq import weighted_error
+from pgolf.quant.grid import absmax_scale, round_to_nearest, shortened
 from pgolf.quant.lqer import correction, largest_errors, lqer_factors, quantize_factors
-from pgolf.quant.policy import Rule, resolve
+from pgolf.quant.policy import Rule, grouped, resolve
+from pgolf.quant.problems import Inputs, problems
+from pgolf.quant.solve import solve
+from pgolf.quant.state import restore
 
 
 class TensorReport(NamedTuple):
@@ -32,6 +35,8 @@ class TensorReport(NamedTuple):
     """tr(E H E^T) / tr(W H W^T), E what is missing from the restored matrix."""
     rounding_error: float
     """The same without the low-rank correction."""
+    nats: float | None = None
+    """Predicted rise of the loss by the rounding, nats per token, where the outputs' sensitivity is known."""
     lqer_bytes: int = 0
     """Bytes of the correction: order-0 entropy of its codes, and its scales; 0 where there is none."""
 
@@ -49,41 +54,90 @@ def entropy(codes: Tensor) -> float:
     return float(-(p[p > 0] * p[p > 0].log2()).sum())
 
 
+@contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """Inside, products of float32 matrices on a GPU are not rounded to TF32."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@exact_products()
 def quantize_model(
     state: Mapping[str, Tensor],
     hessians: Mapping[str, Tensor],
     sources: Mapping[str, str],
     config: QuantizeConfig,
     report: Callable[[TensorReport], None] = lambda _: None,
+    device: torch.device | None = None,
 ) -> Quantized:
-    """Quantize every tensor of `state`; `sources` names the Hessian of each matrix.
+    """Quantize every tensor of `state`, on `device` (null: a GPU where there is one); the result is on the CPU.
 
-    `report` is called for every matrix, and once more for those that get a correction. Raises InputError, naming the
-    tensor, when a Hessian is missing or the numbers are not finite.
+    `sources` names the Hessian of each matrix; `hessians` also holds the sensitivities of the outputs that some schemes
+    need (`pgolf.quant.sensitivity`). `report` is called for every matrix, and once more for those that get a
+    correction. Raises InputError, naming the tensor, when a Hessian is missing or the numbers are not finite.
     """
     plan = resolve({name: tuple(tensor.shape) for name, tensor in state.items()}, config)
     tensors: dict[str, Tensor] = {}
+    for name, weight in state.items():
+        if plan[name].grid is None:
+            with _naming(name):
+                tensors |= _store_small(name, weight.cpu(), plan[name], config)
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    moved = Inputs(state, hessians, sources, device).of({name: rule for name, rule in plan.items() if rule.grid})
     reports: dict[str, TensorReport] = {}
     norms: dict[str, float] = {}
-    for name, weight in state.items():
-        with _naming(name):
-            if plan[name].grid is None:
-                tensors |= _store_small(name, weight, plan[name], config)
-                continue
-            H = hessians.get(sources.get(name, ""))
-            stored, E = _quantize_matrix(name, weight, H, plan[name], config)
-            tensors |= stored
-            norms[name] = float(torch.linalg.vector_norm(E, dtype=torch.float64))
-            reports[name] = _report(name, plan[name], weight, stored[f"{name}.q"], E, hessians[sources[name]])
+    for name, stored in _rounded(moved, plan, config):
+        W, H = moved.state[name].float(), moved.hessian(name)
+        E = W - restore(stored)[name]
+        tensors |= {key: value.cpu() for key, value in stored.items()}
+        norms[name] = _size(E, H, config)
+        reports[name] = _report(name, plan[name], W, stored[f"{name}.q"], E, moved)
         report(reports[name])
+    norms = {name: norms[name] for name in state if name in norms}
     for name in largest_errors(norms, config.lqer.top_k):
         with _naming(name):
-            E = state[name].float() - dequantize(tensors[f"{name}.q"], tensors[f"{name}.scale"])
+            W, keys = moved.state[name].float(), [f"{name}{suffix}" for suffix in (".q", ".scale", ".cols")]
+            E = W - restore({key: tensors[key].to(device) for key in keys if key in tensors})[name]
             stored, E = _correct(name, E, config)
-            tensors |= stored
-            reports[name] = _corrected(reports[name], state[name], stored, E, hessians[sources[name]])
+            tensors |= {key: value.cpu() for key, value in stored.items()}
+            reports[name] = _corrected(reports[name], W, stored, E, moved.hessian(name))
         report(reports[name])
-    return Quantized(tensors, list(reports.values()))
+    return Quantized(tensors, [reports[name] for name in norms])
+
+
+def _rounded(
+    inputs: Inputs, plan: Mapping[str, Rule], config: QuantizeConfig
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every matrix with its stored tensors."""
+    ternary = [name for name in inputs.state if grouped(plan[name], config)]
+    for name in ternary:
+        from pgolf.quant.ternary import ternary as groups
+
+        with _naming(name):
+            codes, scale = groups(inputs.state[name])
+        yield name, {f"{name}.q": codes, f"{name}.scale": scale}
+    rest = inputs.of([name for name in inputs.state if name not in ternary])
+    solved = solve(problems(rest, plan, config), config)
+    if config.dedup != "none" or config.prune_ones:
+        from pgolf.quant.coarsen import coarsen
+
+        solved = coarsen(solved, config.dedup, config.prune_ones)
+    for problem, codes in solved:
+        stored = {f"{problem.name}.q": codes, f"{problem.name}.scale": problem.scale}
+        if problem.columns is not None:
+            stored[f"{problem.name}.cols"] = problem.columns
+        yield problem.name, stored
+
+
+def _size(E: Tensor, H: Tensor, config: QuantizeConfig) -> float:
+    """What decides which matrices get a correction."""
+    if config.lqer.by == "weighted":
+        return weighted_error(E, H)
+    return float(torch.linalg.vector_norm(E, dtype=torch.float64))
 
 
 @contextlib.contextmanager
@@ -105,20 +159,6 @@ def _store_small(name: str, weight: Tensor, rule: Rule, config: QuantizeConfig) 
     return {f"{name}.gq": round_to_nearest(weight.float(), scale, 127), f"{name}.gs": scale}
 
 
-def _quantize_matrix(
-    name: str, weight: Tensor, H: Tensor | None, rule: Rule, config: QuantizeConfig
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Codes and scales, and the error E = W - W^ [m, n], W the original weights."""
-    assert rule.grid
-    if H is None:
-        raise InputError("no Hessian was collected for it: run `pgolf calibrate` again")
-    scale = sdclip_scale(weight, rule.grid.k_sigma, rule.grid.clip)
-    if config.scale_steps is not None:
-        scale = geometric(scale, config.scale_steps)
-    codes = gptq_quantize(weight, H, scale, rule.grid.clip, damp=config.damp, blocksize=config.blocksize)
-    return {f"{name}.q": codes, f"{name}.scale": scale}, weight.float() - dequantize(codes, scale)
-
-
 def _correct(name: str, E: Tensor, config: QuantizeConfig) -> tuple[dict[str, Tensor], Tensor]:
     """The stored low-rank factors of E [m, n], and the error that remains."""
     factors = quantize_factors(*lqer_factors(E, config.lqer.rank), config.lqer)
@@ -128,10 +168,12 @@ def _correct(name: str, E: Tensor, config: QuantizeConfig) -> tuple[dict[str, Te
     return stored, E - low_rank
 
 
-def _report(name: str, rule: Rule, weight: Tensor, codes: Tensor, E: Tensor, H: Tensor) -> TensorReport:
+def _report(name: str, rule: Rule, weight: Tensor, codes: Tensor, E: Tensor, inputs: Inputs) -> TensorReport:
     assert rule.grid
-    error = _relative(E, weight, H)
-    return TensorReport(name, rule.tensor_class, weight.numel(), rule.grid.bits, entropy(codes), error, error)
+    error, bits = _relative(E, weight, inputs.hessian(name)), rule.grid.bits
+    return TensorReport(
+        name, rule.tensor_class, weight.numel(), bits, entropy(codes), error, error, inputs.nats(name, E)
+    )
 
 
 def _corrected(

@@ -1,6 +1,7 @@
 """The stored form of a model: tensors by key, as in the published artifacts since PR 1797.
 
 NAME.q, NAME.scale     codes int8 [m, n] and row scales float16 [m] of a matrix
+NAME.cols              its column scales float16 [n], where the scheme has them
 NAME.lqA_a, ...        its low-rank correction, where it has one (`pgolf.quant.lqer`)
 NAME.gq, NAME.gs       int8 rows of an attention gate
 NAME                   float16, every other tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from pgolf.quant.grid import dequantize
 from pgolf.quant.lqer import ASYMMETRIC, SYMMETRIC, correction
 
-SUFFIXES = (".q", ".scale", ".gq", ".gs", *ASYMMETRIC, *SYMMETRIC)
+SUFFIXES = (".q", ".scale", ".cols", ".gq", ".gs", *ASYMMETRIC, *SYMMETRIC)
 """What may follow a parameter's name in a key."""
 
 
@@ -29,12 +30,14 @@ def corrected_names(keys: Iterable[str]) -> set[str]:
 
 
 def restore(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The dequantized parameters, float32, by name: W^ = q s + A^ B^ for a corrected matrix, q s for others."""
+    """The dequantized parameters, float32, by name: W^ = q s (c) + (A^ B^), what is in brackets where stored."""
     state = {}
     for key, tensor in stored.items():
         name, suffix = split_key(key)
         if suffix == ".q":
-            state[name] = dequantize(tensor, stored[f"{name}.scale"])
+            state[name] = _codes(tensor, stored[f"{name}.scale"])
+            if (columns := stored.get(f"{name}.cols")) is not None:
+                state[name] *= columns.float()
             if (low_rank := correction(stored, name)) is not None:
                 state[name] += low_rank
         elif suffix == ".gq":
@@ -42,3 +45,12 @@ def restore(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif not suffix:
             state[name] = tensor.float()
     return state
+
+
+def _codes(codes: Tensor, scale: Tensor) -> Tensor:
+    """W^ [m, n] of codes with a scale for each row, or for each group of a row."""
+    if scale.ndim == 1:
+        return dequantize(codes, scale)
+    from pgolf.quant.ternary import restored
+
+    return restored(codes, scale)

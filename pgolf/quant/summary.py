@@ -6,6 +6,7 @@ from torch import Tensor
 
 from pgolf.quant.policy import TABLE
 from pgolf.quant.quantize import TensorReport
+from pgolf.quant.run import Run
 from pgolf.quant.state import split_key
 
 
@@ -50,6 +51,7 @@ def lqer_rows(reports: Sequence[TensorReport]) -> list[tuple[str, int, str, str]
 
 def quantize_metrics(reports: Sequence[TensorReport]) -> dict[str, float]:
     """Weighted means over all weights, and per class; `rounding_error` is without the low-rank corrections."""
+    nats = [report.nats for report in reports if report.nats is not None]
     metrics = {
         "bits_per_weight_entropy": _mean(reports, "entropy"),
         "weighted_error": _mean(reports, "relative_error"),
@@ -57,10 +59,20 @@ def quantize_metrics(reports: Sequence[TensorReport]) -> dict[str, float]:
         "lqer_tensors": sum(report.lqer_bytes > 0 for report in reports),
         "lqer_bytes": sum(report.lqer_bytes for report in reports),
     }
+    if nats:  # predicted by the sensitivities, without the corrections
+        metrics["predicted_nats"] = sum(nats)
     for label, members in _classes(reports).items():
         metrics[f"bits_per_weight_entropy_{label}"] = _mean(members, "entropy")
         metrics[f"weighted_error_{label}"] = _mean(members, "relative_error")
     return metrics
+
+
+def fit_metrics(run: Run) -> dict[str, float]:
+    """What a fit to the cap chose; empty without one."""
+    if not run.trials:
+        return {}
+    common = [entry.k_times for entry in run.config.tensors if entry.name == "*"][-1]
+    return {"fit_k_times": common, "fit_bytes_model": run.trials[common], "fit_trials": len(run.trials)}
 
 
 def _classes(reports: Sequence[TensorReport]) -> dict[str, list[TensorReport]]:

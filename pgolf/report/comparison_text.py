@@ -6,6 +6,7 @@ from typing import Any
 from pgolf.report.compare import Against, Group, differing
 from pgolf.rules import Rules
 from pgolf.runs import Run
+from pgolf.submit.claims import disclosure
 from pgolf.submit.significance import Welch, summarize_sample
 
 NO = "-"
@@ -22,8 +23,10 @@ SEED_COLUMNS = {
 """Column of the per-seed table -> stage and metric."""
 
 
-def comparison_text(groups: Sequence[Group], results: Sequence[Against], rules: Rules) -> str:
-    """The whole comparison."""
+def comparison_text(
+    groups: Sequence[Group], results: Sequence[Against], rules: Rules, others: Sequence[Run] = ()
+) -> str:
+    """The whole comparison; `others`: runs that were made and are not compared, for disclosure."""
     runs = [run for group in groups for run in group.runs]
     parts = [
         "# Parameters that differ", markdown(["parameter", *(run.name for run in runs)], _differing_params(runs)),
@@ -32,6 +35,7 @@ def comparison_text(groups: Sequence[Group], results: Sequence[Against], rules: 
         "# Every run", per_seed(groups),
         "# Mean and sample standard deviation", spread(groups),
         *(line for result in results for line in _result(result, rules)),
+        *(["# Runs made and not compared", "\n".join(f"* {disclosure(run)}" for run in others)] if others else []),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -1,82 +1,93 @@
-"""Pictures of a run as PNG, byte-stable for equal input, readable without network."""
+"""How every picture looks: Okabe-Ito colours, light background, eight inches wide, and byte-stable files."""
 
-from collections.abc import Mapping, Sequence
+import io
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from pgolf.artifacts import atomic_file
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6B6B6B"
+BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#6B6B6B"
 """Okabe-Ito colours, distinguishable with every common colour blindness."""
+WIDTH = 8.0
+"""Inches; at 110 dots per inch as wide as the text of a page."""
+LINE = 100
+"""Characters that fit into that width."""
+SEQUENTIAL = "cividis"
+"""Colours of a quantity, light and dark in order for every eye."""
 
 
-def _save(path: Path) -> None:
-    with atomic_file(path) as temporary:
-        plt.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
-    plt.close()
+class Label(NamedTuple):
+    """What a run is called and how it is drawn."""
+
+    text: str
+    color: str = BLUE
+    line: str = "-"
+    hatch: str | None = None
 
 
-def _plain(axes: Axes) -> None:
+def labels(names: Sequence[str]) -> list[Label]:
+    """Of one run or two; the second differs from the first in print without colours too."""
+    looks = (Label(""), Label("", ORANGE, "--", "///"))
+    return [look._replace(text=name) for name, look in zip(names, looks, strict=False)]
+
+
+def figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Sequence[Axes]]:
+    """A figure of the page's width and its axes in reading order; `height` in inches."""
+    made = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = made.subplots(rows, columns, squeeze=False, **options)
+    return made, [plain(each) for each in axes.flat]
+
+
+def plain(axes: Axes) -> Axes:
+    """Light grid, no frame."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="both", color="#E4E4E4", linewidth=0.8)
     axes.set_axisbelow(True)
+    return axes
 
 
-def loss_curve(
-    path: Path, seconds: Sequence[float], loss: Sequence[float], lr: Sequence[float], loop_at: float
-) -> None:
-    """Training loss (nats per token) and learning-rate multiplier over seconds; `loop_at` seconds: recurrence on."""
-    _, (top, bottom) = plt.subplots(2, 1, figsize=(8, 5), sharex=True, height_ratios=[3, 1], layout="constrained")
-    top.plot(seconds, loss, color=BLUE, linewidth=1.6)
-    top.set_ylabel("training loss (nats per token)")
-    top.set_title("Training", loc="left", fontweight="bold")
-    bottom.plot(seconds, lr, color=ORANGE, linewidth=1.6)
-    bottom.set_ylabel("rate multiplier")
-    bottom.set_ylim(0, 1.08)
-    bottom.set_xlabel("seconds of training")
-    for axes in (top, bottom):
-        _plain(axes)
-        axes.axvline(loop_at, color=GREY, linestyle="--", linewidth=1)
-    top.annotate(
-        "depth recurrence on", (loop_at, 0.96), (5, 0), xycoords=("data", "axes fraction"), textcoords="offset points",
-        color=GREY, va="top",
-    )  # fmt: skip
-    _save(path)
+def title(axes: Axes, text: str) -> None:
+    """A title above the left edge."""
+    axes.set_title(text, loc="left", fontweight="bold", fontsize="medium")
 
 
-def bytes_by_codec(path: Path, percent: Mapping[str, Mapping[str, float]]) -> None:
-    """Size of each stream (outer key) in percent of its order-0 entropy, a mark per codec (inner); ours in orange."""
-    streams = list(percent)[::-1]
-    codecs = sorted({codec for row in percent.values() for codec in row})
-    _, axes = plt.subplots(figsize=(8, 0.42 * len(streams) + 1.6), layout="constrained")
-    for codec, marker in zip(codecs, "osD^vPX*<>" * len(codecs), strict=False):
-        places = [index for index, stream in enumerate(streams) if codec in percent[stream]]
-        values = [percent[streams[index]][codec] for index in places]
-        color = ORANGE if codec == "gauss" else GREY if codec == "order-0" else BLUE
-        axes.plot(values, places, marker, color=color, label=codec, fillstyle="full" if codec == "gauss" else "none")
-    axes.set_yticks(range(len(streams)), streams)
-    _plain(axes)
-    axes.set_xlabel("percent of order-0 entropy")
-    axes.set_title("What each codec needs", loc="left", fontweight="bold")
-    axes.legend(frameon=False, ncols=len(codecs), loc="lower center", bbox_to_anchor=(0.5, -0.35))
-    _save(path)
+def legend_below(made: Figure, axes: Axes, columns: int = 4) -> None:
+    """One legend under the whole figure, with what `axes` shows, in as many columns as fit."""
+    handles, texts = axes.get_legend_handles_labels()
+    fitting = LINE // (max(map(len, texts)) + 8)
+    ncols = max(1, min(columns, len(texts), fitting))
+    made.legend(handles, texts, frameon=False, loc="outside lower center", ncols=ncols)
 
 
-def bytes_by_group(path: Path, sizes: Mapping[str, int]) -> None:
-    """Bytes of each part of the artifact, largest on top, with its share."""
-    ordered = sorted(sizes.items(), key=lambda item: item[1])
-    total = sum(sizes.values())
-    _, axes = plt.subplots(figsize=(8, 0.42 * len(ordered) + 1.4), layout="constrained")
-    bars = axes.barh([name for name, _ in ordered], [size / 1000 for _, size in ordered], color=BLUE)
-    axes.bar_label(bars, [f"{size:,}  ({size / total:.1%})" for _, size in ordered], padding=4, color=GREY)
-    _plain(axes)
-    axes.grid(axis="y", visible=False)
-    axes.margins(x=0.28)
-    axes.set_xlabel("bytes (thousands)")
-    axes.set_title(f"model.pgolf: {total:,} bytes by stream", loc="left", fontweight="bold")
-    _save(path)
+def save(made: Figure, path: Path) -> None:
+    """Write a figure as PNG or SVG, by the name's ending; equal figures give equal bytes."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(render(made, path.suffix.removeprefix(".")))
+
+
+def render(made: Figure, form: str) -> bytes:
+    """The figure as `png` or `svg`."""
+    out = io.BytesIO()
+    varying: dict[str, None] = {"Software": None} if form == "png" else {"Date": None, "Creator": None}
+    with matplotlib.rc_context({"svg.hashsalt": "pgolf", "hatch.linewidth": 0.6}):
+        made.savefig(out, format=form, dpi=110, metadata=varying)
+    made.set_layout_engine("none")  # the places are found: a second file of the figure keeps them
+    return out.getvalue()
+
+
+def inline_svg(made: Figure, prefix: str, label: str) -> str:
+    """The figure as an element of a page: scales with it, ids begin with `prefix`, `label` is its text alternative."""
+    text = render(made, "svg").decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
+    text = re.sub(r'\bid="', f'id="{prefix}-', text)
+    text = re.sub(r'(xlink:href="|\burl\()#', rf"\g<1>#{prefix}-", text)
+    head, rest = text.split(">", 1)
+    head = re.sub(r' (?:width|height)="[^"]*"', "", head)
+    return f'{head} role="img" aria-label="{label}">{rest}'

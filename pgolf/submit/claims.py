@@ -11,6 +11,7 @@ from pgolf.runs import Run
 from pgolf.submit.evidence import Evidence, dotted
 from pgolf.submit.leaderboard import Published
 from pgolf.submit.significance import shifted_welch, summarize_sample
+from pgolf.submit.techniques import Technique
 
 SAME_TEXT = 1e-3
 
@@ -34,8 +35,9 @@ class About:
 
 
 def claims(
-    about: About, found: Sequence[Evidence], base: Published, rules: Rules, techniques: str, disclosed: Sequence[Run]
-) -> dict[str, Any]:
+    about: About, found: Sequence[Evidence], base: Published, rules: Rules, techniques: Sequence[Technique],
+    disclosed: Sequence[Run],
+) -> dict[str, Any]:  # fmt: skip
     """The whole object; means over seeds, sample deviations, sizes of the largest run."""
     losses, scores = [each.val_loss for each in found], [each.val_bpb for each in found]
     totals = [each.bytes_total for each in found]
@@ -62,10 +64,10 @@ def claims(
         "pytorch_version": first.version("torch"),
         "cuda_version": first.version("cuda"),
         "flash_attn_version": first.version("flash_attn"),
-        "technique_summary": techniques,
+        "technique_summary": ", ".join(row.name for row in techniques),
         "calibration": "Hessians from training tokens only; its seconds are charged to the training clock",
         "compliance": compliance(found, rules),
-        "attribution": "sources stand in the technique table of README.md",
+        "attribution": [{"technique": row.name, "source": row.source} for row in techniques],
         "seed_results_all_runs_disclosure": [disclosure(run) for run in disclosed],
         "submission_type": "record candidate" if about.track == "track_10min_16mb" else "non-record",
         "supports_pr": "none",
@@ -146,4 +148,4 @@ def _comparison(found: Sequence[Evidence], base: Published, rules: Rules) -> dic
             return fields | {"t_statistic": test.t, "welch_df": test.df, "p_value": test.p, "significance": "tested"}
         except InputError as error:
             reason = str(error)
-    return fields | {"t_statistic": "-", "welch_df": "-", "p_value": "-", "significance": f"not tested: {reason}"}
+    return fields | {"significance": f"not tested: {reason}"}

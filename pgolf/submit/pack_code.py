@@ -1,11 +1,10 @@
 """The runtime closure as one `train_gpt.py`: the code bytes that count against the 16,000,000.
 
-Every module that the entry reaches is minified (the options of PR 1855), joined with
-the resolved parameters, compressed, and wrapped in four lines that unpack it into a temporary folder and run it
-there: Triton and `inspect` need real source files, so executing a string would not do. The compressed bytes stand in
-the file as they are, one character of the declared encoding latin-1 each (PEP 263); only the five that a string literal
-cannot hold are escaped, which costs 3 percent where base85 costs 25. What is counted is what ships, and equal input
-gives equal bytes.
+Every module that the entry reaches becomes part of one (`bundle`), which is minified, joined with the resolved
+parameters, compressed, and wrapped in a few lines that unpack it into a temporary folder and run it there: Triton and
+`inspect` need real source files, so executing a string would not do. The compressed bytes stand in the file as they
+are, one character of the declared encoding latin-1 each (PEP 263); only the three that a long string cannot hold are
+escaped, which costs 1 percent where base85 costs 25. What is counted is what ships, and equal input gives equal bytes.
 """
 
 import ast
@@ -23,15 +22,12 @@ import python_minifier
 
 from pgolf.config import canonical
 from pgolf.errors import InputError
-from pgolf.submit.closure import (
-    ClosureError,
-    first_party,
-    import_closure,
-    imports,
-    is_type_checking,
-    third_party,
-    within,
-)
+from pgolf.submit.bundle import bundle
+from pgolf.submit.closure import ClosureError, first_party, import_closure, imports, third_party, within
+from pgolf.submit.defaults import compact, complete
+
+ENTRY = "pgolf.runtime"
+"""The module whose `main(params)` a submission runs."""
 
 ALLOWED = frozenset(
     {
@@ -67,6 +63,7 @@ def _model(needed: Callable[[Mapping[str, Any]], bool]) -> Callable[[Mapping[str
 
 OPTIONAL: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "pgolf.codec.entropy": lambda params: params["compress"]["codec"] in ("auto", "gauss"),
+    "pgolf.codec.pergroup": lambda params: params["compress"]["codec"] == "pergroup",
     "pgolf.data.coprime_rows": lambda params: params["train"]["batches"] == "coprime",
     "pgolf.data.packed_documents": lambda params: params["train"]["batches"] == "packed",
     "pgolf.data.prefetch": lambda params: params["train"]["prefetch"] > 0,
@@ -91,38 +88,41 @@ OPTIONAL: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "pgolf.model.value_residual": _model(lambda model: model["value_residual"] != "none"),
     "pgolf.model.yarn": _model(lambda model: model["rope_scaling"] == "yarn"),
     "pgolf.quant.canonical": lambda params: params["quantize"]["canonical"],
+    "pgolf.quant.coarsen": lambda params: params["quantize"]["dedup"] != "none" or params["quantize"]["prune_ones"] > 0,
+    "pgolf.quant.columns": lambda params: params["quantize"]["columns"] != "none",
+    "pgolf.quant.generate": lambda params: params["calibrate"]["source"] == "generated",
+    "pgolf.quant.sensitivity": lambda params: params["calibrate"]["sensitivity"] > 0,
+    "pgolf.quant.steps": lambda params: (
+        params["quantize"]["steps"] != "deviation" or params["quantize"]["hessian_aware"] > 0
+    ),
+    "pgolf.quant.ternary": lambda params: params["quantize"]["method"] == "ternary",
+    "pgolf.quant.two_sided": lambda params: params["quantize"]["row_block"] > 0,
+    "pgolf.quant.fit": lambda params: params["quantize"]["fit"]["target_bytes"] is not None,
     "pgolf.train.choose": lambda params: params["train"]["choose_batches"] > 0,
     "pgolf.train.finishing": lambda params: any(
         params["train"]["finish"][key] for key in ("replay_batches", "distill_steps")
     ),
     "pgolf.train.qat": lambda params: any(params["train"]["qat"][key] for key in ("below", "last")),
     "pgolf.train.snapshots": lambda params: params["train"]["average"] in ("swa", "tight_swa", "lawa"),
-    "pgolf.evaluate.chunk_ttt": lambda params: params["evaluate"]["ttt"] == "chunk",
+    "pgolf.evaluate.cached_ttt": lambda params: params["evaluate"]["ttt"] == "cached",
+    "pgolf.evaluate.chunk_ttt.chunk_ttt": lambda params: params["evaluate"]["ttt"] == "chunk",
+    "pgolf.evaluate.chunk_ttt": lambda params: params["evaluate"]["ttt"] in ("chunk", "phased"),
+    "pgolf.evaluate.document_ttt": lambda params: params["evaluate"]["ttt"] in ("lora", "phased", "cached"),
+    "pgolf.evaluate.shared_ttt": lambda params: params["evaluate"]["ttt"] == "phased",
     # pgolf.data.shuffled_rows is always needed: calibration draws from it.
 }
-"""Module -> whether these parameters reach it. Its importers must import it inside the function that uses it."""
-
-READS_ANNOTATIONS = frozenset(
-    {"constexpr", "custom_op", "infer_schema", "signature", "singledispatch", "triton", "__annotations__"}
-)
-"""A module that mentions one of these keeps its function annotations: `tl.constexpr` and operator schemas are read
-from them at run time."""
-
-TYPING = frozenset({"typing", "collections.abc"})
-"""Modules whose imports may go once the annotations that used them are gone; importing them has no other effect."""
+"""Module, or function in one, -> whether these parameters reach it. Its importers must import it inside the function
+that uses it."""
 
 Codec = Literal["brotli", "lzma"]
 
-WRAPPER = """\
+WRAPPER = '''\
 #coding:latin1
-import {codec},importlib,json,pathlib,sys,tempfile;d=tempfile.TemporaryDirectory();*p,q={codec}.decompress(\
-"{data}".encode("latin1")).decode().split("\\0")
-for n,s in zip(p[::2],p[1::2]):f=pathlib.Path(d.name,n);f.parent.mkdir(parents=True,exist_ok=True);\
-f.write_bytes(s.encode())
-if __name__=="__main__":sys.path.insert(0,d.name);importlib.import_module("{entry}").main(json.loads(q))
-"""
-ESCAPES: dict[str, str | int | None] = {"\0": "\\x00", "\n": "\\n", "\r": "\\r", '"': '\\"', "\\": "\\\\"}
-"""What a literal in double quotes cannot hold; Python, editors and git would also change line ends."""
+import {codec},json,pathlib,sys,tempfile;d=tempfile.TemporaryDirectory();s,q={codec}.decompress("""{data}""".encode(\
+"latin1")).decode().split("\\0");pathlib.Path(d.name,"program.py").write_bytes(s.encode())
+if __name__=="__main__":sys.path.insert(0,d.name);from program import main;main(json.loads(q))
+'''
+WRAPPED = re.compile(r'(brotli|lzma)\.decompress\(("""(?:[^\\]|\\.)*?""")\.encode', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +131,12 @@ class PackedCode:
 
     source: bytes
     """The `train_gpt.py` to ship; its length is `bytes_code`."""
-    modules: dict[str, int]
-    """Module name -> bytes after minifying, before compression."""
     readable: dict[str, str]
     """Path -> original source text of everything inside, for the submission folder."""
 
 
 def optional_modules(params: Mapping[str, Any]) -> set[str]:
-    """The modules of OPTIONAL that `params` do not reach: what `pack_code` should exclude."""
+    """What of OPTIONAL `params` do not reach: what `pack_code` should exclude."""
     return {module for module, needed in OPTIONAL.items() if not needed(params)}
 
 
@@ -151,28 +149,46 @@ def pack_code(
     importer is loaded (the packed program would not start).
     """
     assert not within(entry, exclude), f"the entry `{entry}` cannot be excluded"
-    files = import_closure([entry], root, stop=exclude, packages={entry.partition(".")[0]})
-    check_closure(files, root, exclude)
-    readable = {path.relative_to(root).as_posix(): path.read_text("utf-8") for path in files.values()}
-    minified = {path: minify(source, path) for path, source in readable.items()}
-    blob = "\0".join([*(part for item in minified.items() for part in item), canonical(params)]).encode()
-    data = _compress(blob, codec).decode("latin1").translate(str.maketrans(ESCAPES))
-    modules = {name: len(source.encode()) for name, source in zip(files, minified.values(), strict=True)}
-    source = WRAPPER.format(codec=codec, data=data, entry=entry).encode("latin1")
-    return PackedCode(source=source, modules=modules, readable=readable)
+    readable = program_sources(entry, root, exclude)
+    blob = f"{program_text(readable, entry, exclude)}\0{canonical(compact(params))}".encode()
+    data = _literal(_compress(blob, codec))
+    return PackedCode(source=WRAPPER.format(codec=codec, data=data).encode("latin1"), readable=readable)
 
 
-def unpack_code(source: bytes) -> tuple[dict[str, str], Any]:
-    """Path -> minified text and the parameters inside a packed file, read without running it.
+def unpack_code(source: bytes) -> tuple[str, Any]:
+    """The program's text and the parameters inside a packed file, read without running it.
 
-    With `minify` over `PackedCode.readable` it proves that the readable and the counted program are the same one.
+    With `program_text` of the readable source it proves that this and the counted program are the same one.
     """
-    match = re.search(r'(brotli|lzma)\.decompress\(("(?:[^"\\\n]|\\.)*")', source.decode("latin1"))
+    match = WRAPPED.search(source.decode("latin1"))
     if match is None:
         raise InputError("this is no packed train_gpt.py of this version: run `pgolf verify-size` again")
     codec, data = cast(Codec, match[1]), ast.literal_eval(match[2]).encode("latin1")
-    *parts, params = (brotli if codec == "brotli" else lzma).decompress(data).decode().split("\0")
-    return dict(zip(parts[::2], parts[1::2], strict=True)), json.loads(params)
+    program, params = (brotli if codec == "brotli" else lzma).decompress(data).decode().split("\0")
+    return program, complete(json.loads(params))
+
+
+def program_sources(entry: str, root: Path, exclude: Collection[str] = ()) -> dict[str, str]:
+    """Path -> text of every file that a program is made of; ClosureError where it cannot be shipped."""
+    files = import_closure([entry], root, stop=exclude, packages={entry.partition(".")[0]})
+    check_closure(files, root, exclude)
+    return {path.relative_to(root).as_posix(): path.read_text("utf-8") for path in files.values()}
+
+
+def program_text(sources: Mapping[str, str], entry: str = ENTRY, exclude: Collection[str] = ()) -> str:
+    """The one module that ships, made from the readable `sources` (path -> text); equal input, equal text."""
+    return _minified(tuple(sorted(sources.items())), entry, frozenset(exclude))
+
+
+def packed_from(root: Path, code: bytes) -> dict[str, str] | None:
+    """The readable sources under `root` where they are what `code` was packed from, otherwise None."""
+    packed, params = unpack_code(code)
+    try:
+        exclude = optional_modules(params)
+        sources = program_sources(ENTRY, root, exclude)
+        return sources if program_text(sources, exclude=exclude) == packed else None
+    except (ClosureError, KeyError):  # a program of another version has other modules and parameters
+        return None
 
 
 def check_closure(files: Mapping[str, Path], root: Path, exclude: Collection[str] = ()) -> None:
@@ -193,33 +209,19 @@ def check_closure(files: Mapping[str, Path], root: Path, exclude: Collection[str
                     )
 
 
-@functools.cache
-def minify(source: str, path: str) -> str:
-    """One module's source without comments, docstrings, assertions and annotations that nothing reads.
-
-    Only variables inside functions get other names: modules, checkpoints and keyword calls use all others. Class
-    attribute annotations stay, because `pgolf.config` builds dataclasses from `typing.get_type_hints`.
-    """
-    tree = ast.parse(source, path)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assert) and any(isinstance(inner, ast.NamedExpr) for inner in ast.walk(node)):
-            raise ClosureError(f"{path} line {node.lineno} assigns inside an assertion, which packing removes")
-    tree = _Strip(keep_annotations=not READS_ANNOTATIONS.isdisjoint(_identifiers(tree))).visit(tree)
-    _drop_unused(tree)
+@functools.lru_cache(maxsize=4)
+def _minified(sources: tuple[tuple[str, str], ...], entry: str, exclude: frozenset[str]) -> str:
+    """Attributes and what errors are called keep their names: checkpoints and messages show them."""
+    text = bundle(dict(sources), entry, exclude)
+    classes = [node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
+    errors = [name for name in classes if name.endswith("Error")]
     return python_minifier.minify(
-        ast.unparse(ast.fix_missing_locations(tree)),
-        filename=path,
-        remove_annotations=python_minifier.RemoveAnnotationsOptions(
-            remove_variable_annotations=True,
-            remove_return_annotations=False,  # _Strip decides about functions
-            remove_argument_annotations=False,
-            remove_class_attribute_annotations=False,
-        ),
-        remove_literal_statements=True,
-        remove_asserts=True,
+        text,
+        remove_annotations=False,  # `strip` has decided about them
         hoist_literals=False,
-        rename_locals=True,  # 4 percent of the bytes
-        rename_globals=False,
+        rename_locals=True,
+        rename_globals=True,
+        preserve_globals=["main", *errors],
         prefer_single_line=True,
     )
 
@@ -230,52 +232,11 @@ def _compress(data: bytes, codec: Codec) -> bytes:
     return lzma.compress(data, format=lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME)
 
 
-class _Strip(ast.NodeTransformer):
-    """Drop `if TYPE_CHECKING:` bodies and, unless kept, the annotations of functions."""
+def _literal(data: bytes) -> str:
+    """The bytes as the inside of a latin-1 literal between three quotes.
 
-    def __init__(self, *, keep_annotations: bool) -> None:
-        self.keep_annotations = keep_annotations
-
-    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
-        self.generic_visit(node)
-        return (node.orelse or ast.Pass()) if is_type_checking(node) else node
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        if not self.keep_annotations:
-            node.returns = None
-        return self.generic_visit(node)
-
-    def visit_arg(self, node: ast.arg) -> ast.AST:
-        if not self.keep_annotations:
-            node.annotation = None
-        return node
-
-
-def _identifiers(tree: ast.AST) -> set[str]:
-    """Every name, attribute and imported module that the text mentions."""
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            found.add(node.id)
-        elif isinstance(node, ast.Attribute):
-            found.add(node.attr)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            modules = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            found.update(part for module in modules for part in module.split("."))
-    return found
-
-
-def _drop_unused(tree: ast.Module) -> None:
-    """Remove module-level imports from TYPING that nothing uses any more; quoted annotations count as use."""
-    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            used.update(re.findall(r"\w+", node.value))
-    body: list[ast.stmt] = []
-    for statement in tree.body:
-        if isinstance(statement, ast.ImportFrom) and statement.module in TYPING:
-            statement.names = [alias for alias in statement.names if (alias.asname or alias.name) in used]
-            if not statement.names:
-                continue
-        body.append(statement)
-    tree.body = body
+    It can hold all but NUL, carriage return (Python reads it as a line's end), the backslash and its own end.
+    """
+    text = data.decode("latin1").replace("\\", r"\\").replace("\r", r"\r")
+    text = re.sub(r"\0(?=[0-7])", r"\\x00", text).replace("\0", r"\0")
+    return re.sub('"(?="")|"$', r'\\"', text)

@@ -63,8 +63,8 @@ Clocks count as passed only on {reference}. This ran on {hardware}: training clo
 
 ## Code
 
-`train_gpt.py` is what is counted: {bytes_code:,} bytes, a compressed copy of `source/`. `python prove.py` minifies
-`source/` again and compares, so that both are shown to be the same program.
+`train_gpt.py` is what is counted: {bytes_code:,} bytes. It is `source/` as one module, without what these parameters
+do not reach, with short names, compressed. `python prove.py` makes it again from `source/` and compares.
 
 ## Versions
 

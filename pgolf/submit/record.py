@@ -15,20 +15,23 @@ from pgolf.submit.claims import About, claims
 from pgolf.submit.closure import third_party
 from pgolf.submit.evidence import Evidence, gather
 from pgolf.submit.leaderboard import Published
-from pgolf.submit.pack_code import minify, unpack_code
+from pgolf.submit.pack_code import packed_from
 from pgolf.submit.readme import readme
 from pgolf.submit.run_log import run_log
 from pgolf.submit.techniques import PAGE, used_techniques
 
 ROOT = Path(pgolf.__file__).parents[1]
 SUMS = "SHA256SUMS"
-PACKER = ("pgolf/submit/__init__.py", "pgolf/submit/closure.py", "pgolf/submit/pack_code.py")
+PACKER = tuple(
+    f"pgolf/submit/{name}.py"
+    for name in ("__init__", "arguments", "bundle", "closure", "defaults", "pack_code", "reach", "strip")
+)
 """What the proof needs beside the program itself."""
 DISTRIBUTIONS = {"brotli": "Brotli", "flash_attn": "flash-attn-4", "flash_attn_interface": "flash-attn-3"}
 OPTIONAL_PACKAGES = {"constriction", "flash_attn", "flash_attn_interface", "triton", "zstandard"}
 
 PROOF = '''\
-"""Shows that train_gpt.py is source/: minifies every file again; needs brotli and python-minifier {minifier}."""
+"""Shows that train_gpt.py is source/: packs it again; needs brotli and python-minifier {minifier}."""
 
 import sys
 from pathlib import Path
@@ -36,12 +39,14 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 here = Path(__file__).parent
 sys.path.insert(0, str(here / "source"))
-from pgolf.submit.pack_code import minify, unpack_code  # noqa: E402
+from pgolf.submit.pack_code import optional_modules, program_text, unpack_code  # noqa: E402
 
-packed, _ = unpack_code((here / "train_gpt.py").read_bytes())
-wrong = [name for name, text in packed.items() if minify((here / "source" / name).read_text("utf-8"), name) != text]
-print(f"{{len(packed)}} files, different: {{wrong or 'none'}}")
-sys.exit(bool(wrong))
+files = {{path.relative_to(here / "source").as_posix(): path for path in (here / "source").rglob("*.py")}}
+sources = {{name: path.read_text("utf-8") for name, path in files.items() if "/submit/" not in name}}
+packed, params = unpack_code((here / "train_gpt.py").read_bytes())
+same = program_text(sources, exclude=optional_modules(params)) == packed
+print(f"train_gpt.py {{'is' if same else 'is not'}} the {{len(sources)}} files of source/")
+sys.exit(not same)
 '''
 
 
@@ -59,7 +64,7 @@ def record(
     techniques = used_techniques(found[0].params, set(source), ROOT / PAGE)
     named = [run.name for run in runs]
     disclosed = [*runs, *(run for run in also if run.name not in named)]
-    fields = claims(about, found, base, rules, ", ".join(row.name for row in techniques), disclosed)
+    fields = claims(about, found, base, rules, techniques, disclosed)
     texts = {
         "requirements.txt": _requirements(source),
         "prove.py": PROOF.format(minifier=importlib.metadata.version("python-minifier")),
@@ -87,13 +92,12 @@ def readable_source(code: bytes) -> dict[str, str]:
 
     InputError where the checkout is no longer what was packed.
     """
-    packed, _ = unpack_code(code)
-    source = {}
-    for path, minified in packed.items():
-        text = (ROOT / path).read_text("utf-8") if (ROOT / path).is_file() else ""
-        if minify(text, path) != minified:
-            raise InputError(f"{path} is not what the run was packed from: check out its revision, or `dvc repro`")
-        source[path] = text
+    source = packed_from(ROOT, code)
+    if source is None:
+        raise InputError(
+            "the source here is not what the run was packed from: check out its revision (`git checkout`), or run "
+            "`dvc repro` and record that"
+        )
     return source
 
 

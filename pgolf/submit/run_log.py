@@ -12,6 +12,8 @@ from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import matrix_inputs
 from pgolf.rules import Rules
 from pgolf.submit.evidence import Evidence, dotted
+from pgolf.train.config import TrainConfig
+from pgolf.train.schedule import progress
 
 FINAL = {"none": "quantized_sliding_window", "chunk": "quantized_ttt", "phased": "quantized_ttt_phased"}
 """`evaluate.ttt` -> name of the line with the score."""
@@ -62,9 +64,9 @@ def _training(found: Evidence) -> Iterator[str]:
     trace, _ = artifacts.load(found.run.file(paths.TRACE), schema="pgolf.trace", made_by="train")
     steps, tokens = found.run.value("train", "steps"), found.run.value("train", "tokens")
     train, announced = found.params["train"], not _loops(found)
-    budget = train["steps"] or train["seconds"] - train["reserve_seconds"]
+    config = build(TrainConfig, train, "train")
     for step, seconds, loss in zip(*(trace[key].tolist() for key in ("step", "seconds", "loss")), strict=True):
-        fraction = (step if train["steps"] else seconds) / budget
+        fraction = progress(config, step, seconds)
         if not announced and fraction > train["loop_at"]:
             announced = True
             yield f"layer_loop:enabled step:{step:.0f} frac:{fraction:.3f} or before, at {train['loop_at']}"

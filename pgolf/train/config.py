@@ -190,7 +190,7 @@ class FinishConfig:
     distill_weight: float = 0.7
     """Weight alpha of tau^2 KL(teacher, student); the rest is cross-entropy."""
     distill_temperature: float = 2.0
-    """tau."""
+    """Temperature tau of the formula in `pgolf.train.finishing`."""
 
     def __post_init__(self) -> None:
         _not_negative(self, "replay_batches", "replay_lr", "distill_steps", "distill_lr")
@@ -204,9 +204,25 @@ class FinishConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AdoptConfig:
+    """A checkpoint to take instead of training one; `pgolf adopt` sets both."""
+
+    file: str | None = None
+    """Path of the checkpoint; null: train."""
+    sha256: str | None = None
+    """What its content must be."""
+
+    def __post_init__(self) -> None:
+        if (self.file is None) != (self.sha256 is None):
+            raise InputError("`adopt` needs both `file` and `sha256`, or neither: run `pgolf adopt FILE`")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """Defaults are PR 1493's; exactly one of `steps` and `seconds` sets the budget."""
 
+    adopt: AdoptConfig = AdoptConfig()
+    """Weights from elsewhere."""
     seed: int = 42
     """Seed of the initialisation; the data order is fixed by design (PR 1394)."""
     steps: int | None = None
@@ -283,6 +299,9 @@ class TrainConfig:
     """Passes after the last scheduled step."""
     loop_at: float = 0.35
     """Fraction of the budget after which depth recurrence is on (PR 1493)."""
+    loop_cost: float = 1.0
+    """With a budget in steps: seconds of a step with recurrence over those of one without. Progress then follows the
+    clock of the machine that is emulated (PR 1855: 1.463), not the count of steps."""
     loop_further_at: tuple[float, ...] = ()
     """Progressive recurrence: with any, `loop_at` adds one pass and each of these fractions one more (PR 1412: loop_at
     .5 and [.65]); empty: all passes at once."""
@@ -317,6 +336,8 @@ class TrainConfig:
             for value in getattr(self, name):
                 if not 0 <= value <= 1:
                     raise InputError(f"`{name}` holds {value}; each must lie between 0 and 1")
+        if self.loop_cost < 1:
+            raise InputError(f"`loop_cost` is {self.loop_cost}; it must be at least 1")
         if any(later < self.loop_at for later in self.loop_further_at):
             raise InputError(f"`loop_further_at` {list(self.loop_further_at)} must not begin before `loop_at`")
         self._check_batches()

@@ -66,9 +66,17 @@ def settings(config: TrainConfig, step: int, f: float) -> Settings:
 
 
 def progress(config: TrainConfig, step: int, seconds: float) -> float:
-    """Elapsed fraction of the budget, 0 to 1, by steps or by wall-clock less the reserve."""
+    """Elapsed fraction of the budget, 0 to 1, by steps or by wall-clock less the reserve.
+
+    By steps, a step with recurrence may count as `loop_cost` of one without, so that recurrence is switched on at the
+    step at which a clock would do it: with N steps in all, after loop_at T of T = N loop_cost / (1 + loop_at
+    (loop_cost - 1)) (PR 1855: step 2178 of 4945, 96.3 ms before and 140.9 ms after it).
+    """
     if config.steps is not None:
-        return min(step / config.steps, 1.0)
+        if config.loop_cost == 1 or step >= config.steps:
+            return min(step / config.steps, 1.0)
+        total = config.steps * config.loop_cost / (1 + config.loop_at * (config.loop_cost - 1))
+        return max(step / total, 1 - (config.steps - step) * config.loop_cost / total)
     assert config.seconds is not None
     return min(seconds / (config.seconds - config.reserve_seconds), 1.0)
 

@@ -3,13 +3,17 @@
 step, seconds, lr, loss        one value per entry
 grad_norm [entries, L]         gradient norm per physical layer, before the global clip (after the local one)
 skip_gate [entries, skips]     mean of sigmoid(skip_gates) per decoder position, where the model has such gates
-q_gain    [entries, L]         mean query gain per layer
+q_gain    [entries, L, H]      query gain per layer and head
+attn_gate [entries, L, H]      norm of the weights of each head's attention gate, where the model has such gates
+mlp_gate  [entries, L, H]      the same of the MLP gates
 """
 
 import torch
 from torch import Tensor
 
 from pgolf.model.gpt import GPT
+
+GATES = ("attn_gate", "mlp_gate")
 
 
 class Trace:
@@ -24,6 +28,8 @@ class Trace:
         named = {name: parameter.detach() for name, parameter in model.named_parameters()}
         self.skip_gates = named.get("skip_gates")
         self.q_gains = [gain for name, gain in named.items() if name.endswith(".q_gain")]
+        gates = {kind: [w for name, w in named.items() if name.endswith(f".{kind}_w")] for kind in GATES}
+        self.gates = {kind: weights for kind, weights in gates.items() if weights}
 
     @torch.no_grad()
     def gradients(self) -> None:
@@ -41,7 +47,9 @@ class Trace:
         self._add("loss", loss.detach().float())
         if self.skip_gates is not None:
             self._add("skip_gate", torch.sigmoid(self.skip_gates).mean(1))
-        self._add("q_gain", torch.stack([gain.mean() for gain in self.q_gains]))
+        self._add("q_gain", torch.stack(self.q_gains))
+        for kind, weights in self.gates.items():
+            self._add(kind, torch.linalg.vector_norm(torch.stack(weights), dim=-1))
 
     def _add(self, name: str, value: Tensor) -> None:
         self.rows.setdefault(name, []).append(value.clone())

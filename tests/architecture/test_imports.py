@@ -34,20 +34,26 @@ LAYERS: dict[str, set[str]] = {
     "runtime": BELOW_RUNTIME,
     "checkpoint_file": BASE | {"artifacts", "model"},
     "checkpoint_parts": BASE | {"artifacts", "model", "checkpoint_file"},
-    "adopt": BASE | {"artifacts", "data", "model", "quant", "params", "paths"},
+    "adopt": BASE | {"artifacts", "data", "model", "quant", "params", "paths", "presets"},
+    "adopted": BASE | {"artifacts", "checkpoint_file", "data", "model", "paths", "train"},
     "runs": {"errors", "config", "artifacts", "params", "paths"},
     "submit": BELOW_SUBMIT | {"params", "paths", "runs"},
     "report": BELOW_SUBMIT | {"submit", "paths", "runs"},
-    "run_commands": BELOW_SUBMIT | {"submit", "report", "runs"},
-    "bench": BELOW_RUNTIME,
+    "keep": BELOW_SUBMIT | {"submit", "params", "paths", "runs"},
+    "run_commands": BELOW_SUBMIT | {"submit", "report", "runs", "keep"},
+    "bench": BELOW_RUNTIME | {"console", "paths", "sections"},
     "sections": BELOW_SUBMIT | {"submit", "params"},
-    "audit": BELOW_SUBMIT | {"submit", "params", "paths", "sections"},
+    "audit": BELOW_SUBMIT | {"submit", "params", "paths", "presets", "sections"},
     "plan": BELOW_RUNTIME | {"sections"},
     "presets": {"errors", "config", "artifacts", "params", "sections"},
     "preflight": {"errors", "plan", "sections"},
+    "doctor": BELOW_SUBMIT | {"params", "paths", "plan", "preflight", "sections"},
+    "reference": {"config", "errors", "sections"},
+    "sweep": BELOW_SUBMIT | {"params", "paths", "sections", "presets", "checkpoint_file", "report", "submit"},
+    "lab": BELOW_SUBMIT | {"params", "paths", "sections", "presets", "checkpoint_file", "report", "submit", "sweep"},
     "cli": BELOW_SUBMIT
     | {"submit", "report", "paths", "plan", "sections", "presets", "preflight", "stages"}
-    | {"checkpoint_parts", "adopt", "bench", "run_commands", "audit"},
+    | {"checkpoint_parts", "adopt", "bench", "run_commands", "audit", "sweep", "lab", "doctor", "reference"},
 }
 """Part of pgolf -> what it may import besides itself. `pgolf` itself (the version) is open to all."""
 

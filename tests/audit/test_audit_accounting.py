@@ -3,12 +3,16 @@
 import dataclasses
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pgolf.audit.accounting import check_bytes, check_overlap, recount
+from pgolf import paths
+from pgolf.audit import accounting
+from pgolf.audit.accounting import check_overlap
+from pgolf.audit.denominator import check_bytes, check_roundtrip, recount
 from pgolf.data.config import DataConfig, TokenizeConfig
 from pgolf.data.corpus import tokenize_corpus
 from pgolf.data.shards import write_shard
@@ -71,6 +75,47 @@ def test_honest_tokens_pass(standard: tuple[Tokens, Path], cased: tuple[Tokens, 
         assert verdict(*made_, "bytes.rho") == "cannot tell"
 
 
+def test_honest_tokens_decode_to_their_documents(standard: tuple[Tokens, Path], cased: tuple[Tokens, Path]) -> None:
+    for tokens, folder in (standard, cased):
+        found = check_roundtrip(tokens, load_tokenizer(folder / "tokenizer.model"), str(folder / "val.jsonl"))
+        assert found.verdict == "pass", found
+
+
+@pytest.mark.parametrize(("change", "verdict"), [(str.lower, "fail"), (lambda text: text.replace("½", "1"), None)])
+def test_a_tokenizer_that_loses_text(
+    standard: tuple[Tokens, Path], tmp_path: Path, change: Callable[[str], str], verdict: str | None
+) -> None:
+    """The tokens are of the changed text, the documents are the true ones."""
+    folder = standard[1]
+    for name in ("train", "val"):
+        documents = [json.loads(line)["text"] for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        lines = [json.dumps({"text": change(text)}) + "\n" for text in documents]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    data = DataConfig(train=str(tmp_path / "train.jsonl"), val=str(tmp_path / "val.jsonl"))
+    tokenize_corpus(data, TokenizeConfig(vocab_size=360), tmp_path / "tokens", tmp_path / "tokenizer.model")
+    tokens = open_tokens(tmp_path / "tokens", tmp_path / "tokenizer.model")
+    found = check_roundtrip(tokens, load_tokenizer(tmp_path / "tokenizer.model"), str(folder / "val.jsonl"))
+    assert found.verdict == (verdict or "pass"), "a few characters are no lossy tokenizer"
+    assert check_roundtrip(tokens, load_tokenizer(tmp_path / "tokenizer.model"), "gone").verdict == "cannot tell"
+
+
+def test_operators_by_the_table_are_more_bytes_than_the_documents_have(cased: tuple[Tokens, Path]) -> None:
+    tokens, folder = cased
+    operators = np.isin(tokens.val, [4, 5, 6, 7])
+    assert verdict(spoiled(tokens, tokens.val_bytes + 3 * operators), folder, "bytes.raw") == "fail"
+    spaced = np.flatnonzero(tokens.val_bytes)[::200]
+    more = tokens.val_bytes.copy()
+    more[spaced] += 1
+    assert verdict(spoiled(tokens, more), folder, "bytes.raw") == "fail"
+
+
+def test_a_space_of_three_bytes_is_found_in_the_documents(standard: tuple[Tokens, Path]) -> None:
+    tokens, folder = standard
+    processor = load_tokenizer(folder / "tokenizer.model")
+    spaced = np.array([processor.id_to_piece(int(i)).startswith("▁") for i in tokens.val])
+    assert verdict(spoiled(tokens, tokens.val_bytes + 2 * spaced), folder, "bytes.raw") == "fail"
+
+
 def test_spaces_counted_twice(standard: tuple[Tokens, Path]) -> None:
     tokens, folder = standard
     processor = load_tokenizer(folder / "tokenizer.model")
@@ -126,7 +171,7 @@ def test_a_published_tokenizer_brings_its_fingerprint(
     claimed = dataclasses.replace(
         tokens, tokenizer_sha256=PUBLISHED, val_documents=documents, tokens_per_byte=rho, val=val
     )
-    from pgolf.audit.accounting import _published
+    from pgolf.audit.denominator import _published
 
     assert _published(claimed).verdict == expected
 
@@ -155,3 +200,27 @@ def test_a_single_copy_among_thousands_is_left_open(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.bin", parts[7].astype(np.uint16))
     found = check_overlap(np.concatenate(parts).astype(np.uint16), [tmp_path / "a.bin"])
     assert found.verdict == "cannot tell"
+
+
+def test_training_shards_beyond_the_limit_leave_the_overlap_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accounting, "CHECKED_TOKENS", 40)
+    rng = np.random.default_rng(0)
+    shards = [tmp_path / f"{index}.bin" for index in range(3)]
+    for path in shards:
+        write_shard(path, np.concatenate([[1], rng.integers(8, 300, 30)]).astype(np.uint16))
+    val = np.concatenate([[1], rng.integers(8, 300, 30)]).astype(np.uint16)
+    assert check_overlap(val, shards[:2]).verdict == "pass"
+    found = check_overlap(val, shards)
+    assert found.verdict == "cannot tell"
+    assert "shards not read: 1" in found.evidence
+
+
+def test_a_packed_program_of_another_version_is_left_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths.PACKED_CODE.parent.mkdir(parents=True)
+    paths.PACKED_CODE.write_text("print(1)\n")
+    found = accounting.check_code(tmp_path)
+    assert (found.check, found.verdict) == ("size.code", "cannot tell")
+    assert "pgolf verify-size" in found.evidence

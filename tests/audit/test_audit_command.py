@@ -29,6 +29,18 @@ def test_a_clean_folder_exits_with_0_and_leaves_its_findings(tmp_path: Path) -> 
     assert sorted(folder.iterdir()) == before, "the audit wrote into the folder"
 
 
+def test_the_table_fits_a_terminal_and_shows_evidence_and_rule(tmp_path: Path) -> None:
+    Submission.clean(bytes=164_594_398).write(tmp_path / "theirs")
+    done = CliRunner().invoke(app, ["audit", "theirs"], env={"COLUMNS": "100"})
+    lines = done.output.splitlines()
+    assert max(map(len, lines)) <= 100
+    first = next(line for line in lines if "bytes.rho" in line)
+    assert "fail" in first
+    assert len(lines) < 90
+    for text in ("PR 2071", "164,594,39", "rules version", "1 fail"):
+        assert text in done.output, done.output
+
+
 def test_a_fail_exits_with_1_after_writing_its_findings(tmp_path: Path) -> None:
     Submission.clean(bytes=164_594_398).write(tmp_path / "theirs")
     done = CliRunner().invoke(app, ["audit", "theirs", "--json", "out/x.json"])
@@ -66,4 +78,6 @@ def test_verdicts_are_three_and_the_worst_counts() -> None:
     assert (found.verdict("a"), found.verdict("b"), found.verdict("c")) == ("fail", "cannot tell", None)
     assert found.failed
     assert not Audit(subject="x", kind="run", rules="1", findings=findings[:2]).failed
-    assert [row[1] for row in found.rows()] == ["fail", "cannot tell", "cannot tell", "pass"]
+    assert [row[0] for row in found.rows()] == ["fail", "cannot tell", "cannot tell", "pass"]
+    assert [row[2] for row in found.rows()] == ["e\n(rule: s)"] * 3 + ["e"]
+    assert found.summary == "1 fail, 2 cannot tell, 1 pass"

@@ -4,6 +4,8 @@ import base64
 import lzma
 import os
 import pickle
+import shutil
+import stat
 import time
 import zipfile
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 from submissions import Submission
 
+from pgolf.audit.files import SUMMED_BYTES
 from pgolf.audit.foreign import audit_folder
 from pgolf.audit.logs import LINE_CHARS, LINES, LOG_BYTES, read_log
 from pgolf.audit.programs import UNPACKED_BYTES, programs
@@ -19,6 +22,7 @@ from pgolf.rules import load_rules
 
 RULES = load_rules()
 SECONDS = 10
+HUGE = 10**400
 
 
 class Bomb:
@@ -37,9 +41,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def timed(folder: Path):
-    start = time.monotonic()
+    start, busy = time.monotonic(), time.process_time()
     found = audit_folder(folder, RULES)
-    assert time.monotonic() - start < SECONDS
+    assert time.process_time() - busy < SECONDS
+    assert time.monotonic() - start < 6 * SECONDS, "it waits for something, or the machine is very busy"
     return found
 
 
@@ -65,6 +70,50 @@ def test_links_pickles_and_archives_are_named_and_left_alone(folder: Path, tmp_p
     assert found.verdict("leak.shards") == "pass", "the linked log was read"
 
 
+def test_required_files_that_never_end_are_not_opened(folder: Path) -> None:
+    """Reading a pipe waits for ever, a device never ends; as root the device is a real one."""
+    for name in ("submission.json", "train_gpt.py", "README.md", "SHA256SUMS", "tok.model", "train_seed42.log"):
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+    try:
+        os.mknod(folder / "zero.log", stat.S_IFCHR | 0o600, os.makedev(1, 5))
+    except PermissionError:
+        (folder / "zero.log").symlink_to("/dev/zero")
+    found = timed(folder)
+    assert "zero.log" in evidence(found, "files.closed")
+    assert found.verdict("files.required") == found.verdict("submission.fields") == "fail"
+
+
+def test_checksums_of_a_folder_without_end_are_left_open(folder: Path) -> None:
+    with (folder / "model.bin").open("wb") as file:
+        file.truncate(SUMMED_BYTES + 1)  # a hole: it takes no room
+    (folder / "SHA256SUMS").write_text("x\n")
+    assert timed(folder).verdict("files.sums") == "cannot tell"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\n" + b"\xff" * 50, b"\n\x7f", b"\0" * 10**6, pickle.dumps({1: 2}), b"", os.urandom(999), b"\n\x05" * 10**5],
+    ids=["varint", "cut", "zeros", "pickle", "empty", "noise", "many"],
+)
+def test_a_tokenizer_that_is_none_is_left_open(folder: Path, data: bytes) -> None:
+    (folder / "tok.model").write_bytes(data)
+    assert timed(folder).verdict("tokenizer.pieces") == "cannot tell"
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_files_end(folder: Path) -> None:
+    (folder / "many").mkdir()
+    (folder / "many/x").touch()
+    for index in range(100_000):
+        os.link(folder / "many/x", folder / f"many/{index}")
+        if index % 50_000 == 0:  # a file has only so many names on some systems
+            (folder / "many/x").unlink()
+            (folder / "many/x").touch()
+    assert "more entries than were listed" in evidence(timed(folder), "files.closed")
+    shutil.rmtree(folder / "many")
+
+
 def test_submission_files_that_are_links_count_as_missing(folder: Path, tmp_path: Path) -> None:
     real = tmp_path / "elsewhere.json"
     (folder / "submission.json").rename(real)
@@ -88,8 +137,11 @@ def test_every_broken_submission_json_is_one_finding(folder: Path, text: str) ->
     "claims",
     [{"seeds": 3, "seed_results": []}, {"seeds": [None], "seed_results": {"42": None, "x" * 10**5: {"val_loss": "a"}}},
      {"val_bpb": "1.06", "val_loss": [], "compliance": [], "seed_results_all_runs_disclosure": 7, "bytes_total": {}},
+     {"val_bpb": HUGE, "val_loss_std": HUGE, "bytes_total": HUGE, "train_steps_mean": HUGE, "date": HUGE, "track": HUGE,
+      "comparison_baseline_bpb": HUGE, "seeds": [HUGE],
+      "seed_results": {"42": dict.fromkeys(["val_bpb", "val_loss", "artifact_bytes", "steps", "step_avg_ms"], HUGE)}},
      {"val_bpb": 1e400, "seed_results": {"42": {"val_bpb": True, "val_loss": -1, "artifact_bytes": "many"}}}],
-    ids=["lists", "nulls", "types", "infinite"],
+    ids=["lists", "nulls", "types", "huge", "infinite"],
 )  # fmt: skip
 def test_claims_of_any_type_are_judged(folder: Path, claims: dict) -> None:
     made = Submission.clean()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pgolf.audit import probes
-from pgolf.audit.ours import charge, packed, probe_model, probe_scores, scaled
+from pgolf.audit.ours import answer, charge, packed, probe_model, probe_scores, scaled
 from pgolf.evaluate.config import ChunkTTTConfig, EvaluateConfig
 from pgolf.evaluate.run import evaluate
 from pgolf.evaluate.windows import Windows, plan_windows
@@ -146,46 +146,54 @@ def test_a_gradient_probe_that_reaches_nothing_does_not_pass(monkeypatch: pytest
     assert probes.gradients(tiny(), STREAM[:33], [0, 7]).verdict == "cannot tell"
 
 
-def cache(model: GPT) -> probes.Charge:
+def cache(model: GPT) -> probes.Answer:
     """A hashed cache that adds probability to what was seen, without taking it from the rest."""
 
-    def losses(rows):
-        seen = np.array([[row[j + 1] in row[: j + 1] for j in range(len(row) - 1)] for row in rows])
-        return (charge(model, rows) - 0.3 * seen).astype(np.float32)
+    def losses(inputs, targets):
+        pairs = zip(inputs, targets, strict=True)
+        seen = np.array([[t in row[: j + 1] for j, t in enumerate(asked)] for row, asked in pairs])
+        return (answer(model, inputs, targets) - 0.3 * seen).astype(np.float32)
 
     return losses
 
 
-def best_of_two(model: GPT) -> probes.Charge:
+def best_of_two(model: GPT) -> probes.Answer:
     other = tiny(skips="plain")
-    return lambda rows: np.minimum(charge(model, rows), charge(other, rows))
+    return lambda inputs, targets: np.minimum(answer(model, inputs, targets), answer(other, inputs, targets))
 
 
-def spread_over_bytes(model: GPT) -> probes.Charge:
+def spread_over_bytes(model: GPT) -> probes.Answer:
     """A mixture in which each token's loss is halved, as by a wrong geometric mean over its bytes."""
-    return lambda rows: charge(model, rows) * 0.5
+    return lambda inputs, targets: answer(model, inputs, targets) * 0.5
+
+
+def by_target(model: GPT) -> probes.Answer:
+    """A temperature that asks what the target is."""
+    return lambda inputs, targets: answer(model, inputs, targets) * np.where(targets % 2, 0.9, 1.1).astype(np.float32)
 
 
 def test_our_losses_are_a_distribution(model: GPT) -> None:
-    assert probes.distribution(lambda rows: charge(model, rows), CONTEXTS, VOCAB, rows=7).verdict == "pass"
+    found = probes.distribution(lambda i, t: answer(model, i, t), CONTEXTS, VOCAB, rows=7)
+    assert found.verdict == "pass"
+    assert f"at {sum(map(len, CONTEXTS))} positions" in found.evidence
 
 
-@pytest.mark.parametrize("cheat", [cache, best_of_two, spread_over_bytes])
+@pytest.mark.parametrize("cheat", [cache, best_of_two, spread_over_bytes, by_target])
 def test_losses_that_are_no_distribution_are_found(model: GPT, cheat) -> None:
     assert probes.distribution(cheat(model), CONTEXTS, VOCAB).verdict == "fail"
 
 
 def test_a_negative_loss_fails_even_where_the_sum_is_one(model: GPT) -> None:
-    def losses(rows):
-        found = np.full((len(rows), rows.shape[1] - 1), 50.0, np.float32)
-        found[rows[:, -1] == 3] = -0.5  # more than certain
+    def losses(inputs, targets):
+        found = np.full(inputs.shape, 50.0, np.float32)
+        found[targets == 3] = -0.5  # more than certain
         return found
 
     assert probes.distribution(losses, CONTEXTS, VOCAB).verdict == "fail"
 
 
 def test_the_charged_loss_is_compared_with_p(model: GPT) -> None:
-    losses = scorer(model, settings())(STREAM)
+    losses = scorer(model, settings())(STREAM)[:15]
     mine = lambda rows: charge(model, rows)  # noqa: E731
     assert probes.charged(mine, STREAM[:16], losses, comparable=True).verdict == "pass"
     assert probes.charged(mine, STREAM[:16], losses - 0.01, comparable=True).verdict == "fail"

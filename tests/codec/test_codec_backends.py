@@ -216,5 +216,7 @@ def test_headers_are_dropped():
 def test_config():
     assert build(CompressConfig, {}, "compress") == CompressConfig(codec="auto")
     assert build(CompressConfig, {"codec": "zstd"}, "compress").codec == "zstd"
-    with pytest.raises(InputError, match="'gzip'; it must be one of 'auto', 'gauss', 'brotli', 'zstd', 'lzma'"):
+    with pytest.raises(
+        InputError, match="'gzip'; it must be one of 'auto', 'gauss', 'pergroup', 'brotli', 'zstd', 'lzma'"
+    ):
         build(CompressConfig, {"codec": "gzip"}, "compress")

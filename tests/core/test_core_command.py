@@ -65,7 +65,7 @@ def test_chain_is_in_the_order_of_the_design():
     assert chain == ["tokenize", "train", "calibrate", "quantize", "compress", "evaluate", "verify-size"]
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [name for name in STAGES if name != "report"])  # that command makes a page
 def test_every_stage_has_help_and_a_params_option(folder, stage):
     result = pgolf_command(stage, "--help")
     assert result.exit_code == 0

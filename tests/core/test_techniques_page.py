@@ -13,7 +13,7 @@ SHAPES = {"layers", "dim", "mlp_mult"}
 
 
 def test_named_modules_exist() -> None:
-    named = set(re.findall(r"`((?:model|train|data|quant|codec|evaluate)/\w+\.py)`", PAGE))
+    named = set(re.findall(r"`((?:model|train|data|quant|codec|evaluate|submit|sweep)/\w+\.py)`", PAGE))
     assert len(named) > 20
     assert not [name for name in named if not (ROOT / "pgolf" / name).is_file()]
 

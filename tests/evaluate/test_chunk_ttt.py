@@ -14,7 +14,7 @@ from pgolf.errors import InputError
 from pgolf.evaluate.chunk_ttt import chunk_ttt, learning_rate, plan_chunks
 from pgolf.evaluate.config import ChunkTTTConfig, EvaluateConfig
 from pgolf.evaluate.run import evaluate, references
-from pgolf.evaluate.score import token_losses, windows_for
+from pgolf.evaluate.score import summarize, token_losses, windows_for
 from pgolf.evaluate.updates import Update, as_table
 from pgolf.evaluate.windows import Windows
 from pgolf.model.config import ModelConfig
@@ -116,7 +116,7 @@ def slow_chunk_ttt(model, tokens, config, reset_momentum=False):
             continue
         a, b = c * chunk.chunk_tokens, min((c + 1) * chunk.chunk_tokens, total)
         rows = [a + i * SEQ_LEN for i in range((b - a) // SEQ_LEN)]
-        lr = chunk.lr / 2 * (1 + math.cos(math.pi * c / horizon))
+        lr = chunk.lr * (chunk.lr_floor + (1 - chunk.lr_floor) / 2 * (1 + math.cos(math.pi * c / horizon)))
         if c < chunk.warmup_chunks:
             lr *= (c + 1) / chunk.warmup_chunks
         epochs = chunk.epochs
@@ -131,11 +131,21 @@ def slow_chunk_ttt(model, tokens, config, reset_momentum=False):
                 step = rows[at : at + chunk.rows_per_step]
                 loss = sum(loss_of_row(model, tokens, row, config.isolate_documents) for row in step) / len(step)
                 gradients = torch.autograd.grad(loss, list(weights.values()))
+                if chunk.sam:
+                    norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
+                    before = {name: w.detach().clone() for name, w in weights.items()}
+                    for w, gradient in zip(weights.values(), gradients, strict=True):
+                        w.data += chunk.sam * gradient / norm
+                    loss = sum(loss_of_row(model, tokens, row, config.isolate_documents) for row in step) / len(step)
+                    gradients = torch.autograd.grad(loss, list(weights.values()))
+                    for name, w in weights.items():
+                        w.data.copy_(before[name])
                 norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
                 scale = min(1.0, chunk.grad_clip / (norm + 1e-6))
                 for (name, w), gradient in zip(weights.items(), gradients, strict=True):
-                    velocity[name] = chunk.momentum * velocity[name] + scale * gradient
-                    w.data -= lr * velocity[name]
+                    velocity[name] = chunk.momentum * velocity[name] + scale * gradient + chunk.weight_decay * w.data
+                    block = int(name.split(".")[1]) if name.startswith("blocks.") else len(model.blocks) - 1
+                    w.data -= lr * ((block + 1) / len(model.blocks) if chunk.block_rates else 1) * velocity[name]
         for name, w in weights.items():
             average[name] = (chunk.ema or 0) * average[name] + (1 - (chunk.ema or 0)) * w.detach()
     return np.array([out[target] for target in range(total)])
@@ -147,7 +157,9 @@ def slow_chunk_ttt(model, tokens, config, reset_momentum=False):
     {"documents": True, "rows_per_step": 2, "batch_tokens": SEQ_LEN},
     {"ema": 0.6, "max_train_chunks": 2, "rows_per_step": 2, "epochs": 1},
     {"hard_epochs": 3, "epochs": 1, "warmup_chunks": 2},
-], ids=["plain", "documents", "documents by rows", "ema, short", "hard, warm-up"])  # fmt: skip
+    {"sam": 0.2, "epochs": 1, "rows_per_step": 2},
+    {"block_rates": True, "weight_decay": 0.3, "lr_floor": 0.5, "epochs": 1},
+], ids=["plain", "documents", "documents by rows", "ema, short", "hard, warm-up", "sam", "v2"])  # fmt: skip
 def test_agrees_with_plain_loops(options):
     model, tokens, config = tiny_model(dtype=torch.float64), stream_of(131), settings_of(**options)
     expected = slow_chunk_ttt(model, tokens, config)
@@ -326,6 +338,7 @@ def test_a_trained_model_gains_on_text_with_habits_of_its_own():
     compared = references(model, tokens, sizes, config, result)
     assert compared.unadapted.bpb - result.score.bpb > 0.05
     assert compared.plain.bpb - result.score.bpb > 0.05
+    assert compared.unadapted == summarize(compared.unadapted_losses, sizes[1:])
     assert said[-1] == (f"chunk TTT, {result.score.bpb:.4f} BPB, chunk", 25, 25)
     assert len(said) == 25
     assert sum(update.steps for update in result.updates) == 24 * 3
@@ -339,6 +352,7 @@ def test_the_gain_needs_no_pass_of_its_own_on_plain_windows(model, tokens):
     result = evaluate(model, tokens, sizes, config)
     compared = references(model, tokens, sizes, config, result)
     assert compared.plain == compared.unadapted != result.score
+    assert np.array_equal(compared.unadapted_losses, compared.plain_losses)
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -352,6 +366,8 @@ def test_the_gain_needs_no_pass_of_its_own_on_plain_windows(model, tokens):
     ({"warmup_chunks": -1}, r"`warmup_chunks` is -1"),
     ({"momentum": 1.0}, r"`momentum` is 1\.0; .* less than 1"),
     ({"ema": 1.0}, r"`ema` is 1\.0"),
+    ({"sam": -0.1}, r"`sam` is -0\.1"),
+    ({"lr_floor": 1.0}, r"`lr_floor` is 1\.0"),
     ({"grad_clip": 0.0}, r"`grad_clip` is 0\.0"),
     ({"learning_rate": 0.1}, r"`evaluate\.chunk\.learning_rate` is not a parameter"),
 ])  # fmt: skip

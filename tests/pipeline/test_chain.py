@@ -84,8 +84,12 @@ def test_stages_are_deterministic_byte_for_byte(workspace: Path, mini_run: Path)
 
 
 def test_pictures_are_pictures_and_the_curve_has_its_columns(mini_run: Path) -> None:
-    for name in ("loss.png", "bytes.png"):
-        assert (mini_run / "artifacts/report" / name).read_bytes().startswith(b"\x89PNG")
+    report = mini_run / "artifacts/report"
+    drawn = {kind: {path.stem for path in (report / kind).glob(f"*.{kind}")} for kind in ("png", "svg")}
+    assert drawn["png"] == drawn["svg"]
+    assert {"loss", "gradient-norms", "weights", "quantization-errors", "bytes", "score-by-class"} <= drawn["png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (report / "png").iterdir())
+    assert all(path.read_bytes().startswith(b"<?xml") for path in (report / "svg").iterdir())
     header, *rows = (mini_run / "artifacts/report/loss.csv").read_text().splitlines()
     assert header == "step,seconds,lr,loss"
     assert len(rows) == 6  # 12 steps, every second one

@@ -20,11 +20,15 @@ from pgolf.config import build, canonical, to_dict
 from pgolf.errors import InputError
 from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import matrix_inputs
+from pgolf.params import read_params, section
 from pgolf.quant.artifact import decode_model, encode_model, parameter_shapes, unpack_model
 from pgolf.quant.config import GridConfig, LqerConfig, QuantizeConfig
 from pgolf.quant.published import SHOWN, adopt_full, adopt_quantized, is_quantized, unbank
 from pgolf.quant.quantize import quantize_model
 from pgolf.quant.state import restore, split_key
+from pgolf.train.config import TrainConfig
+
+ROOT = Path(__file__).parents[2]
 
 MODEL = ModelConfig(
     layers=3, dim=32, heads=4, kv_heads=2, mlp_mult=2.0, rope_dims=4, xsa_layers=2, parallel="lanes", parallel_from=2,
@@ -238,7 +242,7 @@ def test_codes_beyond_the_described_bits_are_refused(quantized):
 def workplace(tmp_path, monkeypatch):
     """A folder with params and a manifest, and the current one."""
     monkeypatch.chdir(tmp_path)
-    Path("params.yaml").write_text(json.dumps({"model": to_dict(MODEL)}))
+    Path("params.yaml").write_text(json.dumps(read_params(ROOT / "params.yaml") | {"model": to_dict(MODEL)}))
     manifest = {"vocab_size": VOCAB, "tokenizer_sha256": TOKENIZER}
     artifacts.write_json(paths.TOKENS / "manifest.json", manifest)
     return tmp_path
@@ -255,7 +259,8 @@ def save(path, tensors, kinds=None):
 @pytest.mark.parametrize("name", ["q.safetensors", "q.safetensors.br", "q.safetensors.zst"])
 def test_a_quantized_file_becomes_the_artifact_of_quantize(workplace, quantized, name):
     done = adopt(save(workplace / name, quantized, described(quantized, scheme())))
-    assert (done.target, done.next_stage) == (paths.QUANTIZED, "compress")
+    assert done.target == paths.QUANTIZED
+    assert done.next_command == "pgolf run --from compress"
     tensors, meta = artifacts.load(paths.QUANTIZED, schema="pgolf.quantized", made_by="quantize")
     assert all(torch.equal(tensors[key], tensor) for key, tensor in quantized.items())
     assert (meta["vocab_size"], meta["tokenizer"]) == (VOCAB, TOKENIZER)
@@ -268,12 +273,15 @@ def test_a_quantized_file_becomes_the_artifact_of_quantize(workplace, quantized,
 
 
 @pytest.mark.parametrize("name", ["fp.safetensors.zst", "fp.pt"])
-def test_full_precision_files_become_the_artifact_of_train(workplace, state, name):
+def test_full_precision_files_become_what_train_takes(workplace, state, name):
     path = workplace / name
     torch.save(banked(state), path) if name.endswith(".pt") else save(path, banked(state))
     done = adopt(path)
-    assert (done.target, done.scheme, done.next_stage) == (paths.MODEL, None, "score")
-    checkpoint = load_checkpoint(paths.MODEL)
+    assert (done.target, done.scheme) == (paths.ADOPTED / "fp.safetensors", None)
+    taken = section(paths.PARAMS, "train", TrainConfig).adopt
+    assert (taken.file, taken.sha256) == (str(done.target), artifacts.sha256(done.target))
+    assert not paths.MODEL.exists()  # DVC deletes the outputs of a stage before it runs
+    checkpoint = load_checkpoint(done.target)
     assert (checkpoint.config, checkpoint.vocab_size, checkpoint.tokenizer) == (MODEL, VOCAB, TOKENIZER)
     built = checkpoint.build(torch.device("cpu"), torch.float32).state_dict()
     assert all(torch.equal(built[key], tensor) for key, tensor in state.items())
@@ -340,7 +348,7 @@ PUBLISHED = ModelConfig(
 def test_reference_survives_adoption_and_the_container(workplace, monkeypatch):
     """Without the general compressor, which takes more than a minute at this size and has tests of its own."""
     monkeypatch.setattr("pgolf.codec.container.compress", lambda codec, data: data)
-    Path("params.yaml").write_text(canonical({"model": to_dict(PUBLISHED)}))
+    Path("params.yaml").write_text(canonical(read_params(ROOT / "params.yaml") | {"model": to_dict(PUBLISHED)}))
     artifacts.write_json(paths.TOKENS / "manifest.json", {"vocab_size": 8192, "tokenizer_sha256": TOKENIZER})
     file = Path(str(REFERENCE)) / "record1855_bench200_quantized.safetensors.br"
     done = adopt(file)

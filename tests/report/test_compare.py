@@ -160,6 +160,9 @@ def test_every_run_is_disclosed_with_every_digit(tmp_path: Path) -> None:
     assert "| train.seed | 0 | 1 | 2 |" in text
     assert "| mlp | 90 | 91 | 92 | +2 |" in text
     assert "data.train" not in text.partition("# Metrics")[0]  # equal in all
+    assert "not compared" not in text
+    more = comparison_text(groups[:1], [], RULES, [load_run(str(make_run(tmp_path / "more", 7, 2.5)))])
+    assert f"# Runs made and not compared\n\n* {tmp_path / 'more'}: seed 7, val_bpb {2.5 / 3.5 / math.log(2)!r}" in more
 
 
 def test_a_published_record_can_be_the_base(tmp_path: Path) -> None:

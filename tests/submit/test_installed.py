@@ -15,4 +15,5 @@ def test_a_neighbour_in_the_same_folder_is_not_packed(tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert set(pack_code("prog.run", tmp_path, {}).modules) == {"prog", "prog.run", "prog.part"}
+    names = {"prog/__init__.py", "prog/run.py", "prog/part.py"}
+    assert set(pack_code("prog.run", tmp_path, {}).readable) == names

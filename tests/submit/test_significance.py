@@ -109,6 +109,25 @@ def test_the_last_record_reproduces_its_published_table() -> None:
     assert round(summarize_sample(losses).std or 0, 5) == 0.00242
 
 
+@pytest.mark.parametrize(
+    ("seeds", "stated"),
+    [
+        ([1.06396, 1.06545, 1.06597], 1.06513),  # PR 1855 before quantization
+        ([1.07254, 1.07407, 1.07478], 1.07380),  # and quantized
+        ([1.05989, 1.06125, 1.06209], 1.06108),
+        ([1.09723551, 1.09778516], 1.09751),  # PR 2071, two seeds run again with the right bytes; it claimed 1.0066
+    ],
+)
+def test_means_of_published_seeds(seeds: list[float], stated: float) -> None:
+    assert summarize_sample(seeds).mean == pytest.approx(stated, abs=6e-6)
+
+
+def test_the_claim_of_pr_2071_follows_from_wrong_bytes() -> None:
+    bits = 2.40073153 / math.log(2) * PR1855.scored_tokens
+    assert round(bits / 1.00692894) == pytest.approx(164_594_398, abs=2)  # with its operators counted as text
+    assert round(bits / PR1855.scored_bytes, 5) == 1.09704
+
+
 def test_the_gain_that_the_last_record_states_follows_from_its_bytes() -> None:
     """Against 1.0810 BPB it states .01992 BPB and .04359 nats; PR 2071's corrected seeds lose to it."""
     nats = 0.01992 * math.log(2) * PR1855.scored_bytes / PR1855.scored_tokens

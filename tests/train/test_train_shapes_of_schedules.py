@@ -125,6 +125,30 @@ def test_progressive_recurrence_adds_a_pass_at_a_time():
         config(loop_at=0.5, loop_further_at=(0.4,))
 
 
+@pytest.mark.parametrize("loop_at", [0.0, 0.35, 0.8, 1.0])
+def test_by_steps_progress_can_follow_a_clock(loop_at):
+    """Against a run simulated step by step: a step takes one second, with recurrence 1.5."""
+    c, seconds, times = config(steps=60, loop_at=loop_at, loop_cost=1.5), 0.0, []
+    plain = 60 * loop_at * 1.5 / (1 + 0.5 * loop_at)  # steps until loop_at of the whole time: may end inside a step
+    for step in range(60):
+        times.append(seconds)
+        within = min(max(plain - step, 0), 1)
+        seconds += within + 1.5 * (1 - within)
+    assert [progress(c, step, 0.0) for step in range(60)] == pytest.approx([time / seconds for time in times])
+    assert progress(c, 60, 0.0) == 1
+    assert max(progress(c, step, 0.0) for step in range(60)) < 1
+
+
+def test_recurrence_starts_at_the_published_step():
+    """PR 1855's log: 4,945 steps, 96.3 ms each before recurrence, which came on at step 2178, and 140.9 after it."""
+    c = config(steps=4945, loop_at=0.35, loop_cost=140.9 / 96.3)
+    first = next(step for step in range(4945) if settings(c, step, progress(c, step, 0.0)).runs > 1)
+    assert abs(first - 2178) <= 2
+    assert progress(config(steps=4945), 2178, 0.0) == 2178 / 4945
+    with pytest.raises(InputError, match=r"`loop_cost` is 0\.5"):
+        config(loop_cost=0.5)
+
+
 def test_settings_gather_the_step():
     now = settings(config(loop_at=0.5, muon=MuonConfig(taper_from=0.0, taper_to=0.0)), 750, 0.75)
     assert now.runs == ALL_RUNS

@@ -1,0 +1,118 @@
+"""Low-rank adapters for the rows of a batch, one set per row and virtual layer, and their AdamW (PR 1530, 1855).
+
+    y_b <- y_b + (alpha / r) B_b A_b x_b,   A [r, in] ~ uniform(+-1 / sqrt(in)),   B [out, r] = 0
+
+on the linear maps q, k, v, o and mlp of each virtual layer (repeated layers have adapters of their own each time) and
+on the head. AdamW as in torch, decay decoupled, on A and B alike; with beta1 = 0 there is no first moment.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pgolf.evaluate.config import LoRAConfig
+from pgolf.model.gpt import GPT
+from pgolf.model.visit import Adapter, Visit
+
+Shapes = dict[str, tuple[int, int, int]]
+
+
+def shapes(model: GPT, maps: Sequence[str]) -> Shapes:
+    """Name of a map to (visits, in, out): how many adapters it has, and their sizes."""
+    attention, dim = model.blocks[0].attn, model.config.dim
+    visits = model.config.stack_runs * model.layers
+    found = {
+        "q": (visits, dim, attention.c_q.weight.size(0)),  # type: ignore[union-attr, operator]
+        "k": (visits, dim, model.config.kv_dim),
+        "v": (visits, dim, model.config.kv_dim),
+        "o": (visits, dim, dim),
+        "mlp": (visits, dim, dim),
+        "head": (1, dim, model.tok_emb.num_embeddings),
+    }
+    return {name: shape for name, shape in found.items() if name in maps}
+
+
+class Adapters:
+    """The state of all rows: A [rows, visits, r, in], B [rows, visits, out, r] and the moments, at least float32."""
+
+    def __init__(self, model: GPT, config: LoRAConfig, rows: int) -> None:
+        self.config, self.dtype = config, model.dtype
+        self.shapes, device = shapes(model, config.maps), model.tok_emb.weight.device
+        self.visits = model.config.stack_runs * model.layers
+        self.shared: list[Tensor] | None = None
+        self.fresh = True
+        r = config.rank
+        sizes = [size for n, inputs, outputs in self.shapes.values() for size in ((n, r, inputs), (n, outputs, r))]
+        kept = torch.promote_types(model.dtype, torch.float32)
+        self.weights = [torch.zeros(rows, *size, device=device, dtype=kept) for size in sizes]  # A, B, A, B ...
+        self.first = [torch.zeros_like(weight) for weight in self.weights] if config.beta1 else None
+        self.second = [torch.zeros_like(weight) for weight in self.weights]
+
+    def reset(self, seed: int) -> None:
+        """Before a batch: B and the moments to zero; A is drawn with this seed, or kept with `warm_start`.
+
+        With `carry`, A and B are set to the shared ones, A of which is drawn once for all rows.
+        """
+        for tensor in [*self.weights[1::2], *(self.first or []), *self.second]:
+            tensor.zero_()
+        if self.fresh or not self.config.warm_start:
+            generator = torch.Generator(self.weights[0].device).manual_seed(seed)
+            for (_, inputs, _), weight in zip(self.shapes.values(), self.weights[::2], strict=True):
+                bound = 1 / math.sqrt(inputs)
+                weight.uniform_(-bound, bound, generator=generator)
+        self.fresh = False
+        if self.config.carry:
+            if self.shared is None:
+                self.shared = [weight[0].clone() for weight in self.weights]
+            for weight, shared in zip(self.weights, self.shared, strict=True):
+                weight.copy_(shared)
+
+    def leaves(self, rows: slice) -> list[Tensor]:
+        """The weights of some rows, as tensors to take gradients of."""
+        return [weight[rows].requires_grad_() for weight in self.weights]
+
+    def visit(self, leaves: Sequence[Tensor], remember: bool = False) -> list[Visit]:
+        """One visit for each virtual layer and one for the head, which compute with the leaves."""
+        scale, found = self.config.alpha / self.config.rank, [dict[str, Adapter]() for _ in range(self.visits + 1)]
+        for name, a, b in zip(self.shapes, leaves[::2], leaves[1::2], strict=True):
+            factors = a.to(self.dtype).unbind(1), (b * scale).to(self.dtype).unbind(1)
+            for place, pair in enumerate(zip(*factors, strict=True)):
+                found[self.visits if name == "head" else place][name] = pair
+        return [Visit(adapters, remember) for adapters in found]
+
+    def step(self, rows: slice, gradients: Sequence[Tensor], number: int) -> None:
+        """Step `number`, from 1, of the rows' AdamW."""
+        for index, gradient in enumerate(gradients):
+            first = self.first[index][rows] if self.first else None
+            adamw(self.weights[index][rows], gradient, first, self.second[index][rows], number, self.config)
+
+    def end(self) -> None:
+        """After a batch, whose documents are all scored: move what is shared towards the mean of its rows (as in
+        Reptile, Nichol et al. 2018).
+        """
+        for weight, shared in zip(self.weights, self.shared or (), strict=self.shared is not None):
+            shared.lerp_(weight.mean(0), self.config.carry)
+
+    def decay(self, row: int, steps: int) -> None:
+        """What steps without gradient do to A of a row whose document has ended: only the weight decay."""
+        for weight in self.weights[::2]:
+            weight[row] *= (1 - self.config.lr * self.config.weight_decay) ** steps
+
+
+@torch.no_grad()
+def adamw(
+    weight: Tensor, gradient: Tensor, first: Tensor | None, second: Tensor, number: int, config: LoRAConfig
+) -> None:
+    """One step in place (Loshchilov and Hutter 2019), all tensors of one shape; `number` counts from 1.
+
+    The correction of the second moment, c = sqrt(1 - beta2^t), stands in rate and eps: g / (v / c + eps) is
+    c g / (v + c eps), which is one pass over memory less.
+    """
+    correction = math.sqrt(1 - config.beta2**number)
+    second.mul_(config.beta2).addcmul_(gradient, gradient, value=1 - config.beta2)
+    if first is not None:
+        gradient = first.lerp_(gradient, 1 - config.beta1) / (1 - config.beta1**number)
+    root = second.sqrt().add_(config.eps * correction)
+    weight.mul_(1 - config.lr * config.weight_decay).addcdiv_(gradient, root, value=-config.lr * correction)

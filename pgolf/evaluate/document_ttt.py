@@ -1,0 +1,110 @@
+"""Test-time training document by document: the queue of batches, the phases, the ranks.
+
+`lora` adapts to each document alone. `phased` (PR 1855) also trains the shared weights, between phases, on documents
+that are scored: those of the batches so far by ascending length, cut to the boundary, which leaves out the longest.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pgolf.budget import Clock
+from pgolf.evaluate import ranks
+from pgolf.evaluate.adapters import Adapters
+from pgolf.evaluate.compiled import compiled
+from pgolf.evaluate.config import EvaluateConfig
+from pgolf.evaluate.documents import (
+    Documents,
+    Ints,
+    boundaries,
+    find_documents,
+    plan_batches,
+    plan_phases,
+    share_out,
+)
+from pgolf.evaluate.journal import Journal
+from pgolf.evaluate.lora_ttt import Text, lora_batch, passes
+from pgolf.evaluate.pace import Pace
+from pgolf.evaluate.score import BOS, finite, on_device
+from pgolf.evaluate.updates import Update
+from pgolf.evaluate.weights import borrowed, frozen
+from pgolf.model.gpt import GPT
+
+Report = Callable[[NDArray[np.float32], Ints, str, int, int], None]
+"""Gets the losses of a batch, the targets that they belong to, a remark, documents done by this rank and its share."""
+
+Batch = Callable[[GPT, Text, Documents, Adapters, EvaluateConfig, Journal, Pace], None]
+"""Scores a batch of documents and adapts to each."""
+
+
+def document_ttt(
+    model: GPT, tokens: NDArray[np.uint16], config: EvaluateConfig, report: Report = lambda *done: None
+) -> tuple[NDArray[np.float32], list[Update]]:
+    """Loss of every target [n - 1], nats, of a stream [n], and what was learned when; the model is unchanged.
+
+    Updates count targets in the order in which they were scored: see `pgolf.evaluate.journal`.
+    """
+    adapt: Batch = lora_batch
+    if config.ttt == "cached":
+        from pgolf.evaluate.cached_ttt import cached_batch
+
+        adapt = cached_batch
+    documents, clock = find_documents(tokens, BOS), Clock()
+    queue = plan_batches(documents.targets, config.lora.documents)
+    limits = boundaries(config.phases.prefix_documents, config.phases.count) if config.ttt == "phased" else []
+    ends = plan_phases([len(batch) for batch in queue], limits, config.phases.ranks)
+    shares = _shares(queue, ends, documents, config)
+    text, journal = Text(*on_device(tokens, model.tok_emb.weight.device)), Journal()
+    work = sum(_cost(documents, queue[i], config) for share in shares for i in share)
+    pace = Pace(config.seconds, work, config.seq_len // config.lora.chunk_tokens, lambda: clock.seconds("ttt"))
+    done, mine = 0, sum(len(queue[i]) for share in shares for i in share)
+    model.prepare(config.seq_len)
+    parameters, device = list(model.parameters()), model.tok_emb.weight.device
+    backend = "inductor" if config.compile and device.type == "cuda" else None
+    with clock.phase("ttt"), borrowed(parameters):
+        for phase, share in enumerate(shares):
+            sets: dict[int, Adapters] = {}
+            for index in share:
+                batch = documents.take(queue[index])
+                size = len(batch.start)
+                if size not in sets:
+                    others = next(iter(sets.values()), None)
+                    sets[size] = Adapters(model, config.lora, size)
+                    sets[size].shared = others.shared if others else None
+                sets[size].reset(index)
+                with frozen(parameters), compiled(model, backend):
+                    adapt(model, text, batch, sets[size], config, journal, pace)
+                    sets[size].end()
+                places, done = batch.places(), done + size
+                report(text.losses[torch.from_numpy(places)].cpu().numpy(), places, pace.remark, done, mine)
+            parts, steps = ranks.collect(journal.part()), 0
+            if phase < len(ends):
+                from pgolf.evaluate.shared_ttt import learn_shared
+
+                scored = np.concatenate(queue[: ends[phase]][::-1])[: limits[phase]]
+                steps = learn_shared(model, tokens, documents.take(scored), config)
+            journal.close(parts, steps)
+    losses = ranks.merge_losses(text.losses[:-1])
+    return finite(losses.cpu().numpy(), "lower `evaluate.lora.lr`"), journal.updates
+
+
+def _cost(documents: Documents, batch: Ints, config: EvaluateConfig) -> int:
+    if config.ttt == "cached":
+        from pgolf.evaluate.cached_ttt import cached_passes
+
+        return cached_passes(documents.targets[batch], config.lora.chunk_tokens)
+    return passes(documents.targets[batch], config.lora.chunk_tokens, config.seq_len)
+
+
+def _shares(
+    queue: Sequence[Ints], ends: Sequence[int], documents: Documents, config: EvaluateConfig
+) -> list[list[int]]:
+    """Which batches of each phase this rank works on, in order."""
+    shares = []
+    for first, end in pairwise([0, *ends, len(queue)]):
+        costs = [_cost(documents, batch, config) for batch in queue[first:end]]
+        shares.append([first + index for index in share_out(costs, ranks.world())[ranks.rank()]])
+    return shares

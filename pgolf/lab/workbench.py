@@ -1,0 +1,79 @@
+"""What every experiment on one checkpoint shares: weights, Hessians and validation tokens that belong together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pgolf import artifacts, paths
+from pgolf.checkpoint_file import Checkpoint, load_checkpoint
+from pgolf.config import build
+from pgolf.data.tokens import Tokens, open_tokens
+from pgolf.device import pick_device
+from pgolf.errors import InputError
+from pgolf.evaluate.config import EvaluateConfig
+from pgolf.evaluate.score import Score, summarize, token_losses, windows_for
+from pgolf.model.gpt import GPT
+from pgolf.quant.config import QuantizeConfig
+from pgolf.quant.state import split_key
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Workbench:
+    """One checkpoint on one device."""
+
+    checkpoint: Checkpoint
+    hessians: Mapping[str, Tensor]
+    hessians_sha256: str
+    tokens: Tokens
+    device: torch.device
+    dtype: torch.dtype
+
+    def score(self, state: Mapping[str, Tensor], config: EvaluateConfig) -> Score:
+        """Score of these parameters in windows that do not overlap.
+
+        On the first `subset_targets` targets, or on all.
+        """
+        with torch.device("meta"):
+            model = GPT(self.checkpoint.config, self.checkpoint.vocab_size, self.dtype)
+        model.load_state_dict(dict(state), assign=True)
+        end = len(self.tokens.val) if config.subset_targets is None else config.subset_targets + 1
+        if end > len(self.tokens.val):
+            raise InputError(
+                f"`evaluate.subset_targets` is {config.subset_targets}, there are only {len(self.tokens.val) - 1} "
+                "targets: lower it"
+            )
+        val = self.tokens.val[:end]
+        windows = windows_for(val, config, config.seq_len)
+        return summarize(
+            token_losses(model.to(self.device), val, windows, config.batch_tokens), self.tokens.val_bytes[1:end]
+        )
+
+
+def open_workbench(model: Path = paths.MODEL, hessians: Path = paths.HESSIANS) -> Workbench:
+    """Read the artifacts of `train` and `calibrate` and the tokens; InputError where they do not belong together."""
+    checkpoint = load_checkpoint(model)
+    found, meta = artifacts.load(hessians, schema="pgolf.hessians", made_by="calibrate")
+    if meta["inputs"]["checkpoint"] != checkpoint.sha256:
+        raise InputError(f"{hessians} belongs to another checkpoint: run `pgolf calibrate` again")
+    tokens = open_tokens(paths.TOKENS, paths.TOKENIZER)
+    tokens.check_model(model, checkpoint.vocab_size, checkpoint.tokenizer)
+    return Workbench(checkpoint, found, artifacts.sha256(hessians), tokens, *pick_device())
+
+
+def recorded_scheme(checkpoint: Checkpoint, path: Path = paths.QUANTIZED) -> QuantizeConfig:
+    """The scheme of the artifact of `quantize`, which must be of this checkpoint."""
+    _, meta = artifacts.load(path, schema="pgolf.quantized", made_by="quantize")
+    if meta["inputs"].get("checkpoint") != checkpoint.sha256:
+        raise InputError(f"{path} was not quantized from the weights here: run `pgolf quantize` again")
+    return build(QuantizeConfig, meta["params"]["quantize"], "quantize")
+
+
+def quantized_codes(place: Path) -> dict[str, Tensor]:
+    """Codes by matrix of a run's folder, or of a file of `quantize`."""
+    path = place / paths.QUANTIZED if place.is_dir() else place
+    tensors, _ = artifacts.load(path, schema="pgolf.quantized", made_by="quantize")
+    split = {key: split_key(key) for key in tensors}
+    return {name: tensors[key] for key, (name, kind) in split.items() if kind == ".q"}
