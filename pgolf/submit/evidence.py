@@ -50,6 +50,12 @@ class Evidence:
         return round(self.train_ms / max(1, int(self.run.value("train", "steps"))), 2)
 
     @property
+    def calibration(self) -> str:
+        """Where the Hessians come from."""
+        text = {"train": "training tokens only", "generated": "text that the model wrote, and no other"}
+        return text[self.params["calibrate"]["source"]]
+
+    @property
     def manifest(self) -> Mapping[str, Any]:
         """The manifest of the tokens."""
         found: Mapping[str, Any] = artifacts.read_json(self.run.file(MANIFEST), "tokenize")

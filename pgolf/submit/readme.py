@@ -48,7 +48,7 @@ settings are inside it and stand in the logs. No system package is needed.
 
 ## Data
 
-{train_shards} training shards, {train_tokens:,} tokens; {val_documents:,} validation documents, {scored_tokens:,}
+Training shards: {train_shards}, {train_tokens:,} tokens; validation: {val_documents:,} documents, {scored_tokens:,}
 scored targets of {scored_bytes:,} bytes ({rho:.7f} targets per byte). Tokenizer: `tokenizer.model`, SHA-256
 `{tokenizer}`.
 
@@ -59,7 +59,7 @@ scored targets of {scored_bytes:,} bytes ({rho:.7f} targets per byte). Tokenizer
 {compliance}
 
 Clocks count as passed only on {reference}. This ran on {hardware}: training clock {train_verdict}, evaluation clock
-{eval_verdict}. Calibration reads training tokens only and is charged to the training clock.
+{eval_verdict}. Calibration: {calibration}.
 
 ## Code
 
@@ -97,7 +97,7 @@ def readme(
     return TEMPLATE.format(
         **{key: claims[key] for key in (
             "name", "blurb", "val_bpb", "val_loss", "val_bpb_std", "val_loss_std", "std_definition", "bytes_total",
-            "bytes_code", "hardware",
+            "bytes_code", "hardware", "calibration",
         )},
         **stream,
         runs="1 run" if len(found) == 1 else f"mean of {len(found)} seeds, std {claims['val_bpb_std']:.8f}",

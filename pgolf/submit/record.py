@@ -123,7 +123,8 @@ def _requirements(source: Mapping[str, str]) -> str:
     external = third_party({path.removesuffix(".py").replace("/", "."): ROOT / path for path in source})
     lines = []
     for name in sorted((external.eager | external.lazy | {"brotli"}) - OPTIONAL_PACKAGES):
-        lines.append(f"{name}=={importlib.metadata.version(name)}")
+        public = importlib.metadata.version(name).partition("+")[0]  # the local part (+cpu) is in no index
+        lines.append(f"{name}=={public}")
     extra = sorted((external.eager | external.lazy) & OPTIONAL_PACKAGES)
     return "\n".join([*lines, *(f"# optional: {DISTRIBUTIONS.get(name, name)}" for name in extra)]) + "\n"
 

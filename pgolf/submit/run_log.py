@@ -93,7 +93,7 @@ def _quantization(found: Evidence, source: Mapping[str, str]) -> Iterator[str]:
     yield f"Code size (uncompressed): {sum(len(text.encode()) for text in source.values())} bytes"
     yield f"Code size (compressed): {found.bytes_code} bytes"
     hessians = set(matrix_inputs(build(ModelConfig, found.params["model"], "model")).values())
-    yield "GPTQ:collecting Hessians from training data, on the training clock"
+    yield f"GPTQ:collecting Hessians from {found.calibration}, on the training clock"
     yield f"GPTQ:collected {len(hessians)} Hessians in {run.value('calibrate', 'calibrate_seconds'):.1f}s"
     yield "Quantized weights:"
     for name in CLASSES:

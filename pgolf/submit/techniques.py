@@ -12,6 +12,9 @@ PAGE = Path("docs/techniques.md")
 OFF = frozenset({"None", "False", "none", "0", "0.0", "1.0", "[]", "", "default", "standard", "float32", "softmax"})
 """Values, as text, that leave a technique out; 1.0 is the neutral factor."""
 
+NEUTRAL = {"small_bits": 10, "train.ranks": 1}
+"""Parameters with another neutral value."""
+
 SWITCHES = ("rows", "heads", "last", "layer", "top_k")
 """Keys whose value alone says whether their section is in use."""
 
@@ -50,7 +53,9 @@ def _is_set(items: list[str], flat: Mapping[str, Any]) -> bool:
     pairs = [item.split(": ", 1) for item in items if ": " in item]
     if pairs:
         return all(any(_same(value, wanted) for value in _values(key, flat)) for key, wanted in pairs)
-    return all(any(str(value) not in OFF for value in _values(key, flat)) for key in items)
+    return all(
+        any(str(value) not in OFF and value != NEUTRAL.get(key) for value in _values(key, flat)) for key in items
+    )
 
 
 def _values(key: str, flat: Mapping[str, Any]) -> list[Any]:

@@ -191,7 +191,7 @@ print("going on", flush=True)
 if rows[0]["name"] == "dies":
     busy.unlink()
     sys.exit("out of luck")
-time.sleep(60 if rows[0]["name"] == "hangs" else 0.1)
+time.sleep({"hangs": 60, "c": 1}.get(rows[0]["name"], 0.1))
 busy.unlink()
 for row in rows:
     (work / "rows").mkdir(exist_ok=True)
