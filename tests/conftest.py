@@ -60,3 +60,9 @@ def mini_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workspace(mini_run: Path, tmp_path: Path) -> Path:
     """A private copy of the finished run, to break things in."""
     return Path(shutil.copytree(mini_run, tmp_path / "run", symlinks=True))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole chains first: they are long, and at the end one worker would wait for another's."""
+    slow = ("pipeline", "lab")
+    items.sort(key=lambda item: not any(part in slow for part in item.path.parts))

@@ -5,18 +5,23 @@ embedding takes the final state, as output head (PR 1394). q, k and v share one 
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pgolf.data.batches import Batch
 from pgolf.model.gpt import GPT, matrix_inputs
+
+if TYPE_CHECKING:
+    from pgolf.data.batches import Batch
+
+OUTPUT, LOOKUP = ".G", ".B"
+"""What follows a matrix's name in the keys of its sensitivities (`pgolf.quant.sensitivity`), in the same file."""
 
 
 @torch.no_grad()
 def collect_hessians(
-    model: GPT, batches: Iterator[Batch], count: int, report: Callable[[int], None] = lambda _: None
+    model: GPT, batches: "Iterator[Batch]", count: int, report: Callable[[int], None] = lambda _: None
 ) -> dict[str, Tensor]:
     """Hessians [n, n], float32, by the name of the module whose input they describe (see `matrix_inputs`)."""
     device = model.tok_emb.weight.device

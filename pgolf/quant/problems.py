@@ -10,14 +10,12 @@ from pgolf.errors import InputError
 from pgolf.quant.config import GridConfig, QuantizeConfig
 from pgolf.quant.gptq import Factor, inverse_factor
 from pgolf.quant.grid import geometric, sdclip_scale
+from pgolf.quant.hessian import LOOKUP, OUTPUT
 from pgolf.quant.policy import Rule
 from pgolf.quant.solve import Problem, factors
 
 if TYPE_CHECKING:
     from pgolf.quant.steps import Weighed
-
-OUTPUT, LOOKUP = ".G", ".B"
-"""What follows a matrix's name in the keys of its sensitivities (`pgolf.quant.sensitivity`)."""
 
 
 class Inputs:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pgolf.data.batches import Batch
 from pgolf.model.gpt import GPT, matrix_inputs
-from pgolf.quant.problems import LOOKUP, OUTPUT
+from pgolf.quant.hessian import LOOKUP, OUTPUT
 
 TOKENS = 16_384
 """Of one backward pass; bounds memory."""

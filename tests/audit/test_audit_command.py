@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from pgolf.audit.verdict import Audit, judge
 from pgolf.cli import app
+from pgolf.console import console
 from pgolf.rules import load_rules
 
 
@@ -29,9 +30,10 @@ def test_a_clean_folder_exits_with_0_and_leaves_its_findings(tmp_path: Path) -> 
     assert sorted(folder.iterdir()) == before, "the audit wrote into the folder"
 
 
-def test_the_table_fits_a_terminal_and_shows_evidence_and_rule(tmp_path: Path) -> None:
+def test_the_table_fits_a_terminal_and_shows_evidence_and_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "width", 100)
     Submission.clean(bytes=164_594_398).write(tmp_path / "theirs")
-    done = CliRunner().invoke(app, ["audit", "theirs"], env={"COLUMNS": "100"})
+    done = CliRunner().invoke(app, ["audit", "theirs"])
     lines = done.output.splitlines()
     assert max(map(len, lines)) <= 100
     first = next(line for line in lines if "bytes.rho" in line)

@@ -112,7 +112,8 @@ def test_a_run_checks_the_whole_file_before_its_first_stage(folder):
     assert not (folder / "artifacts").exists()
 
 
-def test_presets_are_listed_with_what_they_are(folder):
+def test_presets_are_listed_with_what_they_are(folder, monkeypatch):
+    monkeypatch.setattr(pgolf.console.console, "width", 140)
     result = pgolf_command("preset", "list")
     assert result.exit_code == 0
     assert "record-1493" in result.output

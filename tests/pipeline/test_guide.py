@@ -57,7 +57,9 @@ def test_each_command_does_what_the_page_says(printed: dict[str, str]) -> None:
     assert "dvc_plots" in of("dvc plots diff")
     assert not ran(of("dvc exp apply"))
     assert "train" in ran(of("dvc repro --dry"))
-    assert ran(of("dvc repro --dry --downstream"))[0] == "quantize"
+    downstream = of("dvc repro --dry --downstream")
+    assert "'quantize'" in downstream
+    assert not any(f"'{stage}'" in downstream for stage in ("tokenize", "train", "calibrate"))
     assert {"train", "tokenize"} & {*ran(of("dvc repro --dry --downstream"))} == set()
     assert ran(of("dvc exp run --run-all")) == ["train", "score"] * 2
     assert "finer" in of("dvc exp show")
