@@ -57,10 +57,15 @@ def symbols(entries: Sequence[Entry]) -> int:
 
 
 class Models:
-    """Codes groups one by one; `encoding` says whether `tensors` hold what is to be coded."""
+    """Codes groups one by one; `encoding` says whether `tensors` hold what is to be coded, `trellis` whether its codes
+    may obey one.
+    """
 
-    def __init__(self, coder: Coder, groups: Groups, tensors: Tensors, heads: int, *, encoding: bool) -> None:
+    def __init__(
+        self, coder: Coder, groups: Groups, tensors: Tensors, heads: int, *, encoding: bool, trellis: bool = False
+    ) -> None:
         self.coder, self.groups, self.tensors, self.heads, self.encoding = coder, groups, tensors, heads, encoding
+        self.trellis = trellis
 
     def code(self, group: str) -> None:
         """Code all tensors of a group; groups that come before it in `coding_order` must be known."""
@@ -103,6 +108,8 @@ class Models:
         _, rows, columns = codes.shape
         if group == "tok_emb" and len(codes) == 1 and rows >= LEAST_ROWS and columns <= MOST_COLUMNS:
             self._embedding(entries[0], codes[0], side)
+        elif side.states and group not in ("mlp.proj", "attn.proj"):
+            code_columns(self.coder, codes, side, cut(np.arange(columns), HALVING), None, 100.0, 2000.0)
         elif group == "mlp.proj":
             up = self._partner("mlp.fc", codes, 1)
             neurons = None if up is None or up.shape[1] != columns else _taker(up)
@@ -166,15 +173,21 @@ class Models:
     def _side(self, codes: Array, expected: Array | None) -> Side:
         """Send the side information: least and most code + 128, tolerance, energy of each layer.
 
-        A tolerance of 0 announces that the scales tell the energies of rows, and the real one.
+        The most code before the least one announces a trellis; a tolerance of 0 that the scales tell the energies of
+        rows, and the real one.
         """
         side = measure(codes if self.encoding else codes[:, :1])  # what a decoder measures is not sent
         if self.encoding and expected is not None:
             side = min(side, measure(codes, expected), key=lambda found: found.tolerance)
-        head = np.array([side.least + 128, side.most + 128])
+        states = 0
+        if self.trellis and side.least < side.most:
+            from pgolf.codec.trellis import recognised
+
+            states = recognised(codes)
+        head = np.array([side.least + 128, side.most + 128][:: -1 if states else 1])
         least, most = (self.coder.code(Uniform(256), head, *flat(2)) - 128).tolist()
         if least > most:
-            raise CorruptStreamError("the least code is above the largest one")
+            least, most, states = most, least, self._states(states)
         tolerance = round(side.tolerance * TOLERANCE_UNIT)
         energy = np.rint(side.energy * ENERGY_UNIT).astype(np.intp)
         sent = self._tolerance(0 if side.rows is not None else tolerance)
@@ -190,7 +203,15 @@ class Models:
             energy=np.maximum(energy, 1) / ENERGY_UNIT,
             tolerance=max(sent, 1) / TOLERANCE_UNIT,
             rows=rows,
+            states=states,
         )
+
+    def _states(self, states: int) -> int:
+        """Send the number of states of a trellis."""
+        from pgolf.codec.trellis import STATES
+
+        known = np.array([STATES.index(states) if self.encoding else 0])
+        return STATES[int(self.coder.code(Uniform(len(STATES)), known, *flat(1))[0])]
 
     def _tolerance(self, value: int) -> int:
         return int(self.coder.code(Uniform(1 << 12), np.array([value]), *flat(1))[0])

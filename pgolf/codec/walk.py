@@ -50,6 +50,8 @@ class Side:
     """Standard deviation of a row's energy, relative to what is expected."""
     rows: Array | None = None
     """float64 [layers, rows]: expected energy of each row, relative to `energy`; None: all rows have the same."""
+    states: int = 0
+    """Of the trellis that the codes of every column obey (`pgolf.codec.trellis`); 0: none."""
 
     @property
     def alphabet(self) -> Alphabet:
@@ -222,6 +224,10 @@ def _code_block(
     """Code x int8 [positions, layers, lines] position by position; `pool` keeps the layers' regressions of the role."""
     positions, *shape = x.shape
     alphabet, count = side.alphabet, len(partners)
+    if side.states:  # positions are rows
+        from pgolf.codec.trellis import Halved
+
+        coder = Halved(coder, side.states, side.least, side.most)
     ridge, earlier = Ridge(count, (shape[0], shape[1])), pool.setdefault(count, Ridge(count, (shape[0], 1)))
     mean, explained = np.zeros(shape), 0.0
     known = [

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from pgolf.codec.choose import Choice, Report, silent
 from pgolf.codec.container import pack, packed_size, unpack
-from pgolf.codec.layout import Entry
+from pgolf.codec.layout import Array, Entry
 from pgolf.config import build, to_dict
 from pgolf.errors import InputError
 from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import GPT
 from pgolf.quant.config import QuantizeConfig
 from pgolf.quant.lqer import factor_shapes
-from pgolf.quant.policy import Shapes, grouped, resolve
+from pgolf.quant.policy import Shapes, grouped, is_power, resolve
 from pgolf.quant.state import corrected_names, restore
 
 SCHEMA = "pgolf.model"
@@ -57,6 +57,8 @@ def layout_of(shapes: Shapes, config: QuantizeConfig, corrected: Collection[str]
                 scales.append(Entry("scales", f"{name}.scale", "float16", shape[:1]))
             if config.columns != "none" and not grouped(rule, config):
                 scales.append(Entry("scales", f"{name}.cols", "float16", shape[1:]))
+            if config.rotate and is_power(shape[0]):
+                scales.append(Entry("scales", f"{name}.rot", "float16", (0,)))
         elif rule.int8_rows:
             gates.append(Entry(f"{rule.tensor_class}s", f"{name}.gq", "int8", shape))
             scales.append(Entry("scales", f"{name}.gs", "float16", shape[:1]))
@@ -117,9 +119,7 @@ def encode_model(
     report: Report = silent,
 ) -> bytes:
     """The container of a quantized model; `tokenizer` is the SHA-256 of the tokenizer that its tokens come from."""
-    header = _header(tensors, model, vocab_size, quantize, tokenizer)
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    return pack(header, layout_from_header(header), arrays, codec, report)
+    return pack(*_contents(tensors, model, vocab_size, quantize, tokenizer), codec, report)
 
 
 def model_bytes(
@@ -132,17 +132,16 @@ def model_bytes(
     report: Report = silent,
 ) -> int:
     """Length of what `encode_model` returns, without decoding it as a check."""
-    header = _header(tensors, model, vocab_size, quantize, tokenizer)
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    return packed_size(header, layout_from_header(header), arrays, codec, report)
+    return packed_size(*_contents(tensors, model, vocab_size, quantize, tokenizer), codec, report)
 
 
-def _header(
+def _contents(
     tensors: Mapping[str, Tensor], model: ModelConfig, vocab_size: int, quantize: QuantizeConfig, tokenizer: str
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[Entry], dict[str, Array]]:
+    """Header, layout and arrays of a container."""
     corrected = corrected_names(tensors)
     names = matrices(parameter_shapes(model, vocab_size), quantize)
-    return {
+    header = {
         "schema": SCHEMA,
         "model": to_dict(model),
         "vocab_size": vocab_size,
@@ -150,6 +149,7 @@ def _header(
         "lqer": [index for index, name in enumerate(names) if name in corrected],
         "tokenizer": tokenizer,
     }
+    return header, layout_from_header(header), {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 def unpack_model(blob: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:

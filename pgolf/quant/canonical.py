@@ -21,6 +21,16 @@ FREE = {
 """Values of the model's parameters under which a layer's neurons and head dimensions may be reordered by themselves."""
 
 
+def row_orders(scales: Mapping[str, Tensor], widths: Mapping[str, int], model: ModelConfig) -> dict[str, Tensor]:
+    """The order [m] in which `canonical` will put the rows of matrices with these scales [m] and numbers of columns."""
+    stored: dict[str, Tensor] = {}
+    for name, scale in scales.items():
+        rows = torch.arange(len(scale), dtype=torch.int16)[:, None].expand(-1, widths[name])
+        stored |= {f"{name}.q": rows, f"{name}.scale": scale.cpu()}
+    ordered = canonical(stored, model)
+    return {name: ordered[f"{name}.q"][:, 0].long().to(scale.device) for name, scale in scales.items()}
+
+
 def canonical(tensors: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
     """Stored tensors by key in canonical order. InputError for a model in which something else knows the order."""
     for name, allowed in FREE.items():

@@ -1,9 +1,9 @@
 """Fit to the cap: one factor on every clip, found with real sizes, so that code and model end just below the target.
 
 The step of a matrix in standard deviations of its rows, k / c, sets its rate: bits = 2.05 - log2(k / c) for a Gaussian
-(spec B.12), so N codes shrink by N / 8 bytes where all steps double. From there a secant on the log of the common
-factor, each point quantized and encoded for real, needs two or three points. A submission was lost to 1 kB too much,
-others left 100 kB unused (PR 401, 1520, 1809, 1978).
+(its entropy on a fine grid), so N codes shrink by N / 8 bytes where all steps double. From there a secant on the log of
+the common factor, each point quantized and encoded for real, needs two or three points. A submission was lost to 1 kB
+too much, others left 100 kB unused (PR 401, 1520, 1809, 1978).
 
 The widths follow from the steps: the least bits whose range holds every weight of the matrix (and 8 standard
 deviations). They cost nothing, because what is stored is as long as the codes' entropy. How the bits are spread over

@@ -28,6 +28,16 @@ def grouped(rule: Rule, config: QuantizeConfig) -> bool:
     return config.method == "ternary" and rule.grid is not None and rule.grid.bits == 2
 
 
+def trellised(rule: Rule, config: QuantizeConfig) -> bool:
+    """Whether a matrix has the levels of a trellis (`pgolf.quant.trellis`): all have but the embedding."""
+    return config.method == "trellis" and rule.grid is not None and rule.tensor_class != "embed"
+
+
+def is_power(rows: int) -> bool:
+    """Whether a Hadamard matrix mixes so many rows (`pgolf.quant.rotate`): a power of two."""
+    return rows > 1 and rows & (rows - 1) == 0
+
+
 Shapes = Mapping[str, tuple[int, ...]]
 GATE_NUMEL = range(32, 8192 + 1)
 """Sizes of a gate that `gate_int8` applies to: sparse 8 x 12, dense 8 x 512 (PR 1787, PR 1855)."""

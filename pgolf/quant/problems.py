@@ -1,6 +1,6 @@
 """From a checkpoint and what calibration found to the matrices to be rounded: scales, clips and factors of each."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +11,7 @@ from pgolf.quant.config import GridConfig, QuantizeConfig
 from pgolf.quant.gptq import Factor, inverse_factor
 from pgolf.quant.grid import geometric, sdclip_scale
 from pgolf.quant.hessian import LOOKUP, OUTPUT
-from pgolf.quant.policy import Rule
+from pgolf.quant.policy import Rule, trellised
 from pgolf.quant.solve import Problem, factors
 
 if TYPE_CHECKING:
@@ -79,10 +79,20 @@ class Inputs:
         return float(rise) / 2
 
 
-def problems(inputs: Inputs, plan: Mapping[str, Rule], config: QuantizeConfig) -> list[Problem]:
-    """What is to be solved for each matrix of `inputs`."""
+RowOrder = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""Row scales [m] of matrices -> the order in which their rows will be stored."""
+
+
+def problems(
+    inputs: Inputs, plan: Mapping[str, Rule], config: QuantizeConfig, row_order: RowOrder | None = None
+) -> list[Problem]:
+    """What is to be solved for each matrix of `inputs`; `row_order` where rows are not stored as they are."""
     sources = [inputs.sources[name] for name in inputs.state]
     found = factors(inputs.hessians, sources, config.damp, config.act_order)
+    if config.rotate:
+        from pgolf.quant.rotate import rotated
+
+        inputs = Inputs(*rotated(inputs.state, inputs.hessians), inputs.sources, inputs.device)
     columns: dict[str, Tensor] = {}
     if config.columns != "none":
         from pgolf.quant.columns import column_scales, divided, rescaled
@@ -92,11 +102,23 @@ def problems(inputs: Inputs, plan: Mapping[str, Rule], config: QuantizeConfig) -
         }
         inputs = Inputs(divided(inputs.state, columns), inputs.hessians, inputs.sources, inputs.device)
     scales = _scales(inputs, plan, found, config)
+    if config.method == "trellis":
+        from pgolf.quant.trellis import halved
+
+        levels = [name for name in scales if trellised(plan[name], config)]
+        scales |= {name: halved(scales[name], inputs.state[name]) for name in levels}
+    if config.scale_steps is not None:
+        scales = {name: geometric(scale, config.scale_steps) for name, scale in scales.items()}
+    orders: dict[str, Tensor] = {}
+    if config.method == "trellis":
+        from pgolf.quant.trellis import row_orders
+
+        orders = row_orders({name: scales[name] for name in levels}, row_order(scales) if row_order else {})
     made = []
     for name, weight in inputs.state.items():
         grid = plan[name].grid
         assert grid
-        scale = scales[name] if config.scale_steps is None else geometric(scales[name], config.scale_steps)
+        scale = scales[name]
         if not torch.isfinite(scale.float()).all():
             raise InputError(
                 f"{name}: the step of a row is beyond float16: lower `k_sigma`, or train again with a lower rate"
@@ -104,7 +126,8 @@ def problems(inputs: Inputs, plan: Mapping[str, Rule], config: QuantizeConfig) -
         clip = 127 if config.steps == "loss" else grid.clip
         outputs = _outputs(inputs, name, config)
         factor, c = found[inputs.sources[name]], columns.get(name)
-        made.append(Problem(name, weight, scale, clip, factor if c is None else rescaled(factor, c), outputs, c))
+        factor = factor if c is None else rescaled(factor, c)
+        made.append(Problem(name, weight, scale, clip, factor, outputs, c, orders.get(name)))
     return made
 
 

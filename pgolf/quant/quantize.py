@@ -16,8 +16,8 @@ from pgolf.quant.config import QuantizeConfig
 from pgolf.quant.gptq import weighted_error
 from pgolf.quant.grid import absmax_scale, round_to_nearest, shortened
 from pgolf.quant.lqer import correction, largest_errors, lqer_factors, quantize_factors
-from pgolf.quant.policy import Rule, grouped, resolve
-from pgolf.quant.problems import Inputs, problems
+from pgolf.quant.policy import Rule, grouped, is_power, resolve, trellised
+from pgolf.quant.problems import Inputs, RowOrder, problems
 from pgolf.quant.solve import solve
 from pgolf.quant.state import restore
 
@@ -30,7 +30,7 @@ class TensorReport(NamedTuple):
     numel: int
     bits: int
     entropy: float
-    """Order-0 entropy of the codes, bits per weight."""
+    """Order-0 entropy of the codes, bits per weight; with a trellis that of levels of known parity."""
     relative_error: float
     """tr(E H E^T) / tr(W H W^T), E what is missing from the restored matrix."""
     rounding_error: float
@@ -73,12 +73,14 @@ def quantize_model(
     config: QuantizeConfig,
     report: Callable[[TensorReport], None] = lambda _: None,
     device: torch.device | None = None,
+    row_order: RowOrder | None = None,
 ) -> Quantized:
     """Quantize every tensor of `state`, on `device` (null: a GPU where there is one); the result is on the CPU.
 
     `sources` names the Hessian of each matrix; `hessians` also holds the sensitivities of the outputs that some schemes
     need (`pgolf.quant.sensitivity`). `report` is called for every matrix, and once more for those that get a
-    correction. Raises InputError, naming the tensor, when a Hessian is missing or the numbers are not finite.
+    correction. `row_order` matters to a trellis alone. Raises InputError, naming the tensor, when a Hessian is missing
+    or the numbers are not finite.
     """
     plan = resolve({name: tuple(tensor.shape) for name, tensor in state.items()}, config)
     tensors: dict[str, Tensor] = {}
@@ -90,17 +92,17 @@ def quantize_model(
     moved = Inputs(state, hessians, sources, device).of({name: rule for name, rule in plan.items() if rule.grid})
     reports: dict[str, TensorReport] = {}
     norms: dict[str, float] = {}
-    for name, stored in _rounded(moved, plan, config):
+    for name, stored in _rounded(moved, plan, config, row_order):
         W, H = moved.state[name].float(), moved.hessian(name)
         E = W - restore(stored)[name]
         tensors |= {key: value.cpu() for key, value in stored.items()}
         norms[name] = _size(E, H, config)
-        reports[name] = _report(name, plan[name], W, stored[f"{name}.q"], E, moved)
+        reports[name] = _report(name, plan[name], W, stored[f"{name}.q"], E, moved, config)
         report(reports[name])
     norms = {name: norms[name] for name in state if name in norms}
     for name in largest_errors(norms, config.lqer.top_k):
         with _naming(name):
-            W, keys = moved.state[name].float(), [f"{name}{suffix}" for suffix in (".q", ".scale", ".cols")]
+            W, keys = moved.state[name].float(), [f"{name}{suffix}" for suffix in (".q", ".scale", ".cols", ".rot")]
             E = W - restore({key: tensors[key].to(device) for key in keys if key in tensors})[name]
             stored, E = _correct(name, E, config)
             tensors |= {key: value.cpu() for key, value in stored.items()}
@@ -110,7 +112,7 @@ def quantize_model(
 
 
 def _rounded(
-    inputs: Inputs, plan: Mapping[str, Rule], config: QuantizeConfig
+    inputs: Inputs, plan: Mapping[str, Rule], config: QuantizeConfig, row_order: RowOrder | None
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Every matrix with its stored tensors."""
     ternary = [name for name in inputs.state if grouped(plan[name], config)]
@@ -121,7 +123,7 @@ def _rounded(
             codes, scale = groups(inputs.state[name])
         yield name, {f"{name}.q": codes, f"{name}.scale": scale}
     rest = inputs.of([name for name in inputs.state if name not in ternary])
-    solved = solve(problems(rest, plan, config), config)
+    solved = solve(problems(rest, plan, config, row_order), config)
     if config.dedup != "none" or config.prune_ones:
         from pgolf.quant.coarsen import coarsen
 
@@ -130,6 +132,8 @@ def _rounded(
         stored = {f"{problem.name}.q": codes, f"{problem.name}.scale": problem.scale}
         if problem.columns is not None:
             stored[f"{problem.name}.cols"] = problem.columns
+        if config.rotate and is_power(len(codes)):
+            stored[f"{problem.name}.rot"] = torch.empty(0, dtype=torch.float16)
         yield problem.name, stored
 
 
@@ -168,12 +172,15 @@ def _correct(name: str, E: Tensor, config: QuantizeConfig) -> tuple[dict[str, Te
     return stored, E - low_rank
 
 
-def _report(name: str, rule: Rule, weight: Tensor, codes: Tensor, E: Tensor, inputs: Inputs) -> TensorReport:
+def _report(
+    name: str, rule: Rule, weight: Tensor, codes: Tensor, E: Tensor, inputs: Inputs, config: QuantizeConfig
+) -> TensorReport:
     assert rule.grid
-    error, bits = _relative(E, weight, inputs.hessian(name)), rule.grid.bits
-    return TensorReport(
-        name, rule.tensor_class, weight.numel(), bits, entropy(codes), error, error, inputs.nats(name, E)
-    )
+    error, bits, known = _relative(E, weight, inputs.hessian(name)), rule.grid.bits, 0.0
+    if trellised(rule, config):
+        bits, known = 8, entropy(codes & 1)
+    left = entropy(codes) - known
+    return TensorReport(name, rule.tensor_class, weight.numel(), bits, left, error, error, inputs.nats(name, E))
 
 
 def _corrected(

@@ -1,6 +1,7 @@
 """One quantization: codes by the scheme, the cheapest order, and the fit to the cap where a size is asked for."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -39,11 +40,14 @@ def run_quantization(
     state = dict(sorted(state.items()))  # a file has them in this order, a model does not: equal results from both
 
     def quantize(scheme: QuantizeConfig) -> Quantized:
-        sources = matrix_inputs(model)
-        done = quantize_model(state, hessians, sources, scheme, lambda tensor: report(tensor.name), device)
+        sources, row_order = matrix_inputs(model), None
         if scheme.canonical:
-            from pgolf.quant.canonical import canonical
+            from pgolf.quant.canonical import canonical, row_orders
 
+            widths = {name: tensor.size(1) for name, tensor in state.items() if tensor.ndim == 2}
+            row_order = partial(row_orders, widths=widths, model=model)
+        done = quantize_model(state, hessians, sources, scheme, lambda tensor: report(tensor.name), device, row_order)
+        if scheme.canonical:
             done = done._replace(tensors=canonical(done.tensors, model))
         return done
 

@@ -40,6 +40,8 @@ class Problem(NamedTuple):
     """Of the sensitivity of its outputs [m, m], where errors are fed back to other rows too."""
     columns: Tensor | None = None
     """Column scales [n], float16."""
+    order: Tensor | None = None
+    """Rows in the order of the trellis [m]; None: each is rounded by itself."""
 
 
 def factors(hessians: Mapping[str, Tensor], names: Sequence[str], damp: float, act_order: bool) -> dict[str, Factor]:
@@ -59,8 +61,11 @@ def factors(hessians: Mapping[str, Tensor], names: Sequence[str], damp: float, a
 
 
 def solve(problems: Sequence[Problem], config: QuantizeConfig) -> Iterator[tuple[Problem, Tensor]]:
-    """Each problem with its codes int8 [m, n]; in the given order where they are solved one by one."""
-    if not problems or not problems[0].weight.is_cuda:
+    """Each problem with its codes int8 [m, n]; in the given order where they are solved one by one.
+
+    On a CPU a trellis, too, takes hardly longer for many matrices than for one.
+    """
+    if config.method != "trellis" and not (problems and problems[0].weight.is_cuda):
         for problem in problems:
             yield problem, _solve([problem], config)[0]
         return
@@ -70,9 +75,9 @@ def solve(problems: Sequence[Problem], config: QuantizeConfig) -> Iterator[tuple
         yield from zip(part, _solve(part, config).unbind(), strict=True)
 
 
-def _kind(problem: Problem) -> tuple[int, int, bool]:
+def _kind(problem: Problem) -> tuple[int, int, bool, bool]:
     m, n = problem.weight.shape
-    return m, n, problem.outputs is None
+    return m, n, problem.outputs is None, problem.order is None
 
 
 def _solve(part: Sequence[Problem], config: QuantizeConfig) -> Tensor:
@@ -84,6 +89,11 @@ def _solve(part: Sequence[Problem], config: QuantizeConfig) -> Tensor:
         flat = round_to_nearest(W.flatten(0, 1), scale.flatten(), 127).view(W.shape).float()
         return flat.clamp(-clip[..., None], clip[..., None]).to(torch.int8)
     inputs = _stacked([problem.inputs for problem in part])
+    orders = [problem.order for problem in part if problem.order is not None]
+    if orders:
+        from pgolf.quant.trellis import feed_back_trellis
+
+        return feed_back_trellis(W, inputs, scale, torch.stack(orders), config.trellis_states, config.blocksize)
     rounding = _rounding(W, scale, clip, inputs.upper, config.rate)
     outputs = [problem.outputs for problem in part if problem.outputs is not None]
     if not outputs:

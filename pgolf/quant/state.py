@@ -2,6 +2,7 @@
 
 NAME.q, NAME.scale     codes int8 [m, n] and row scales float16 [m] of a matrix
 NAME.cols              its column scales float16 [n], where the scheme has them
+NAME.rot               nothing, float16 [0]: the rows are mixed by a Hadamard matrix (`pgolf.quant.rotate`)
 NAME.lqA_a, ...        its low-rank correction, where it has one (`pgolf.quant.lqer`)
 NAME.gq, NAME.gs       int8 rows of an attention gate
 NAME                   float16, every other tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from pgolf.quant.grid import dequantize
 from pgolf.quant.lqer import ASYMMETRIC, SYMMETRIC, correction
 
-SUFFIXES = (".q", ".scale", ".cols", ".gq", ".gs", *ASYMMETRIC, *SYMMETRIC)
+SUFFIXES = (".q", ".scale", ".cols", ".rot", ".gq", ".gs", *ASYMMETRIC, *SYMMETRIC)
 """What may follow a parameter's name in a key."""
 
 
@@ -30,7 +31,7 @@ def corrected_names(keys: Iterable[str]) -> set[str]:
 
 
 def restore(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The dequantized parameters, float32, by name: W^ = q s (c) + (A^ B^), what is in brackets where stored."""
+    """The dequantized parameters, float32, by name: W^ = (T) q s (c) + (A^ B^), in brackets what is optional."""
     state = {}
     for key, tensor in stored.items():
         name, suffix = split_key(key)
@@ -38,6 +39,10 @@ def restore(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
             state[name] = _codes(tensor, stored[f"{name}.scale"])
             if (columns := stored.get(f"{name}.cols")) is not None:
                 state[name] *= columns.float()
+            if f"{name}.rot" in stored:
+                from pgolf.quant.rotate import hadamard
+
+                state[name] = hadamard(state[name])
             if (low_rank := correction(stored, name)) is not None:
                 state[name] += low_rank
         elif suffix == ".gq":

@@ -37,8 +37,8 @@ def uniform(n):
     return find
 
 
-def gaussian(inner, mean, variance):
-    n, scale = len(inner) + 1, (round(2**17 / math.sqrt(variance + 2**-14)) + 8) * 2.0**-16
+def gaussian(inner, mean, variance, times=1):
+    n, scale = len(inner) + 1, times * (round(2**17 / math.sqrt(variance + 2**-14)) + 8) * 2.0**-16
 
     def low(s):
         edge = -(2.0**28) if s == 0 else 2.0**28 if s == n else inner[s - 1]
@@ -116,7 +116,11 @@ class Matrices:
     def __init__(self, lanes, layers, rows, columns, scales):
         self.lanes, self.layers, self.rows, self.columns = lanes, layers, rows, columns
         least, most = lanes.read([uniform(256)] * 2)
-        self.least, self.most = least - 128, most - 128
+        self.least, self.most, self.trellis = min(least, most) - 128, max(least, most) - 128, None
+        if least > most:
+            TAKEN.add("trellis")
+            (number,) = lanes.read([uniform(5)])
+            self.trellis = [(8, 11, 4), (16, 19, 4), (32, 37, 8), (64, 67, 20), (256, 333, 242)][number]
         (t,) = lanes.read([uniform(4096)])
         self.k = None
         if t == 0:
@@ -134,6 +138,16 @@ class Matrices:
     def code(self, mean, variance):
         return gaussian(self.inner, mean, variance)
 
+    def level(self, state, mean, variance):
+        halves = [(h + 0.5) * 256 for h in range(self.least // 2, self.most // 2)]
+        return gaussian(halves, round(mean / 2) - 128 * (state % 2), variance, times=2)
+
+    def after(self, state, symbol):
+        """The level and the next state."""
+        _, h0, h1 = self.trellis
+        half, z0 = symbol + self.least // 2, state % 2
+        return 2 * half + z0, (state // 2) ^ (z0 * (h0 // 2)) ^ (half % 2 * (h1 // 2))
+
     def block(self, lines, positions, partner, weight, variance, seen):
         """`partner(layer, line)` -> sequences; `variance(layer, i, position, X)`; `seen(layer, i, position, c, e)`."""
         places = [(layer, i) for layer in range(self.layers) for i in range(len(lines))]
@@ -145,6 +159,7 @@ class Matrices:
             for values in zip(*r[place], strict=True):
                 whole[place].add(0, values)
         earlier = self.earlier.setdefault(count, [Sums(count) for _ in range(self.layers)])
+        state = {}
 
         def pooled(layer):
             total = Sums(count)
@@ -166,9 +181,14 @@ class Matrices:
                     b[place][i] * b[place][j] * (whole[place].s[i, j] - sums[place].s[i, j]) * (1 if i == j else 2)
                     for i, j in sums[place].pairs
                 )
-                ask.append(self.code(means[place], variance(*place, position, rest)))
+                expected = means[place], variance(*place, position, rest)
+                if position % 512 == 0:
+                    state[place] = 0
+                ask.append(self.level(state[place], *expected) if self.trellis else self.code(*expected))
             for place, s in zip(places, self.lanes.read(ask), strict=True):
                 c = s + self.least
+                if self.trellis:
+                    c, state[place] = self.after(state[place], s)
                 found.append((place, position, c))
                 seen(*place, position, c, c - means[place] / 256)
                 sums[place].add(c, [values[position] for values in r[place]])
@@ -268,6 +288,8 @@ def matrices(lanes, group, keys, shape, known, groups, heads):
 
     if group == "tok_emb" and len(keys) == 1 and rows >= 64 and columns <= 2048:
         embedding(m, known.get(keys[0].removesuffix("q") + "scale"))
+    elif m.trellis and group not in ("mlp.proj", "attn.proj"):
+        m.by_columns(100, 2000.0, proportions(columns, (32, 16, 8, 4, 2, 1, 1)), lambda layer, line: [])
     elif group == "mlp.proj":
         up = stack("mlp.fc")
         partner = (lambda layer, line: [up[layer][line]]) if up else lambda layer, line: []

@@ -135,13 +135,13 @@ def test_lrzip_that_fails_grows_or_lies_is_refused(monkeypatch, tmp_path):
     bombs = {
         "lrzip failed: no memory": 'import sys; sys.exit("no memory")',
         "lrzip failed": 'import sys; open(sys.argv[-2], "wb").write(bytes(1 << 20))',  # a bomb: more than was declared
-        "the group has 3 bytes": 'import sys; open(sys.argv[-2], "wb").write(b"abc")',
+        "lrzip gave 3 bytes, 2400 were declared": 'import sys; open(sys.argv[-2], "wb").write(b"abc")',
     }
     fake_programs.install(monkeypatch, tmp_path / "bin", lrzip=fake_programs.LRZIP)
     data = pack_group("attn.c_k", entries, tensors)
     for message, source in bombs.items():
         fake_programs.install(monkeypatch, tmp_path / "bin", lrzip=source)
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(CorruptStreamError, match=message):
             unpack_group("attn.c_k", entries, data)
         assert not (tmp_path / "bin" / "out").exists()
     fake_programs.install(monkeypatch, tmp_path / "bin", lrzip=next(iter(bombs.values())))
@@ -165,6 +165,13 @@ def test_damage_is_refused():
             unpack_group("mlp.fc", entries, case)
     with pytest.raises(CorruptStreamError, match="no pergroup stream"):
         unpack_group("gates", entries, data)
+    for program in (2, 7, 255):  # what brotli packed is not taken for another program's
+        with pytest.raises(CorruptStreamError, match=f"no program has the number {program}"):
+            unpack_group("mlp.fc", entries, bytes([program]) + data[1:])
+    entries = [entry for entry in layout if entry.group == "attn.c_k"]
+    data = pack_group("attn.c_k", entries, tensors)
+    with pytest.raises(CorruptStreamError, match="does not sort"):
+        unpack_group("attn.c_k", entries, struct.pack("<BI", 0, 4) + b"junk" + data[5:])
 
 
 def test_mutations_give_one_clear_error_or_bounded_garbage():

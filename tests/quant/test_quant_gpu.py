@@ -5,11 +5,13 @@ import time
 import pytest
 import torch
 
+from pgolf.codec.trellis import recognised
 from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import matrix_inputs
 from pgolf.quant.artifact import parameter_shapes
 from pgolf.quant.config import GridConfig, QuantizeConfig
 from pgolf.quant.quantize import exact_products, quantize_model
+from pgolf.quant.trellis import nearest_levels
 
 TINY = ModelConfig(
     layers=3, dim=32, heads=2, kv_heads=1, mlp_mult=2.0, rope_dims=4, xsa_layers=2, parallel_from=2,
@@ -51,10 +53,21 @@ def test_codes_are_those_of_the_cpu(scheme):
 
 
 @pytest.mark.gpu
-def test_all_matrices_of_the_published_model_take_five_seconds():
+@pytest.mark.parametrize("states", [8, 64, 256])
+def test_the_search_of_a_trellis_finds_what_the_one_on_the_cpu_finds(states):
+    x = torch.randn(5, 700, generator=torch.Generator().manual_seed(0)) * 6
+    cpu, gpu = nearest_levels(x, states), nearest_levels(x.cuda(), states).cpu()
+    assert (cpu != gpu).double().mean() < 0.01  # close calls
+    torch.testing.assert_close((x - gpu).square().sum(1), (x - cpu).square().sum(1), rtol=1e-4, atol=0)
+    assert recognised(gpu.T[None].to(torch.int8).numpy()) == states
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["gptq", "trellis"])
+def test_all_matrices_of_the_published_model_take_five_seconds(method):
     state, hessians, sources = inputs(ModelConfig(), 8192)
     hessians = {name: H.cuda() for name, H in hessians.items()}
-    config = QuantizeConfig()
+    config = QuantizeConfig(method=method)
     quantize_model(state, hessians, sources, config)  # loads the libraries
     start = time.perf_counter()
     done = quantize_model(state, hessians, sources, config)

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from matrix_products import seen
 
 from pgolf.data.batches import Batch
 from pgolf.errors import InputError
@@ -38,19 +38,14 @@ def batches(count):
 
 def products_by_hand(model, data, monkeypatch):
     """Every matrix product of some forward passes: sum of X^T X by parameter name in float64, and number of passes."""
-    names = {parameter.data_ptr(): name for name, parameter in model.named_parameters()}
     sums, passes = {}, {}
-    plain = F.linear
 
-    def spy(x, weight, *rest):
-        name = names[weight.data_ptr()]
+    def see(name, x, y):
         rows = x.detach().reshape(-1, x.size(-1)).double()
         sums[name] = sums.get(name, 0) + rows.mT @ rows
         passes[name] = passes.get(name, 0) + 1
-        return plain(x, weight, *rest)
 
-    with monkeypatch.context() as patch, torch.no_grad():
-        patch.setattr(F, "linear", spy)
+    with seen(model, monkeypatch, see), torch.no_grad():
         for batch in data:
             model(batch.inputs)
     return sums, passes

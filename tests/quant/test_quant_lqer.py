@@ -100,7 +100,7 @@ def nearest(value):
 
 
 def slow_asymmetric(A, B, group):
-    """B.10, element by element."""
+    """Asymmetric codes of PR 1855, element by element."""
     sA = half(np.float32(np.abs(A).max()) / np.float32(1.5))
     qA = [[max(-2, min(1, nearest(np.float32(a) / np.float32(sA)))) for a in row] for row in A]
     flat, sB, qB = B.reshape(-1), [], []
@@ -190,7 +190,7 @@ def test_largest_errors_are_ranked_and_ties_go_to_the_first():
 
 
 def by_hand(stored, name):
-    """W^ of one matrix in float64, from the keys of B.10."""
+    """W^ of one matrix in float64, from its stored keys."""
     array = {key.removeprefix(name): tensor.double().numpy() for key, tensor in stored.items() if key.startswith(name)}
     W = array[".q"] * array[".scale"][:, None]
     if ".lqA_a" in array:

@@ -293,7 +293,11 @@ def test_adoption_overwrites_only_when_told(workplace, quantized):
     paths.QUANTIZED.write_text("precious")
     run = CliRunner().invoke
     assert run(app, ["adopt", "q.safetensors"]).exit_code == 2
+    good = paths.PARAMS.read_text()
+    paths.PARAMS.write_text(good.replace('"damp"', '"dampp"'))
+    assert run(app, ["adopt", "q.safetensors", "--force"]).exit_code == 2
     assert paths.QUANTIZED.read_text() == "precious"
+    paths.PARAMS.write_text(good)
     assert run(app, ["adopt", "q.safetensors", "--force"]).exit_code == 0
     assert artifacts.load(paths.QUANTIZED, schema="pgolf.quantized", made_by="quantize")[0].keys() == quantized.keys()
 

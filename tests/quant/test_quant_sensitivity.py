@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from matrix_products import seen
 
 from pgolf.data.batches import Batch
 from pgolf.errors import InputError
@@ -37,22 +38,17 @@ def batch(seed=1):
 
 def by_hand(model, ids, monkeypatch):
     """Outputs of every matrix product, by parameter name, the normalised embedding and the logits, in one graph."""
-    names = {parameter.data_ptr(): name for name, parameter in model.named_parameters()}
-    outputs, plain, embed = {}, F.linear, model.embed
-    x0 = []
+    outputs, embed, x0 = {}, model.embed, []
 
-    def spy(x, weight, *rest):
-        y = plain(x, weight, *rest)
+    def see(name, x, y):
         if y.requires_grad:
-            outputs.setdefault(names.get(weight.data_ptr()), []).append(y)
-        return y
+            outputs.setdefault(name, []).append(y)
 
     def watched(ids):
         x0.append(embed(ids).requires_grad_())
         return x0[0]
 
-    with monkeypatch.context() as patch, torch.enable_grad():
-        patch.setattr(F, "linear", spy)
+    with seen(model, monkeypatch, see), monkeypatch.context() as patch, torch.enable_grad():
         patch.setattr(model, "embed", watched)
         return outputs, x0, model(ids)
 

@@ -1,0 +1,1 @@
+"""Triton kernels for the training step, each with a plain twin in the tests."""
