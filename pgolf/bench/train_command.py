@@ -21,6 +21,8 @@ def bench_train(
     params: Annotated[Path, typer.Option(help="Parameter file.")] = paths.PARAMS,
 ) -> None:
     """Tokens per second, MFU, memory and the kernels of a training step, on the tokens that are there."""
+    from pgolf import ranks
+    from pgolf.bench.parts import by_part
     from pgolf.bench.train import Measured, matmul_rate, measure_training
     from pgolf.data.tokens import open_tokens
     from pgolf.device import hardware_name, pick_device
@@ -28,8 +30,9 @@ def bench_train(
 
     sections = load_sections(params)
     tokens = open_tokens(paths.TOKENS, None)
+    ranks.start()
     device, dtype = pick_device()
-    peak = matmul_rate(device)
+    peak = ranks.world() * matmul_rate(device)
 
     def measure(compiled: bool) -> Measured:
         config = replace(sections.train, compile=compiled)
@@ -52,14 +55,44 @@ def bench_train(
         for phase in measured.phases
     ]
     columns = ("step", "recurrence", "ms", "tokens/s", "MFU", "peak GB")
-    table(f"training, {sections.train.batch_tokens:,} tokens a step, {hardware_name(device)}", columns, rows)
+    hardware = hardware_name(device, ranks.world())
+    table(f"training, {sections.train.batch_tokens:,} tokens a step, {hardware}", columns, rows)
     first, measured = next(iter(ways.items()))
     console.print(
         f"{first}: first pass of every graph {measured.compile_seconds:.1f} s; "
         f"matrix product {peak / 1e12:,.2f} TFLOP/s"
     )
+    parts = [
+        (part.name, f"{part.calls:g}", f"{part.milliseconds:.1f}", f"{100 * part.share:.1f} %")
+        for part in by_part(measured.kernels)
+    ]
+    table("the last kind of step by part", ("part", "kernels", "ms", "share"), parts)
     shown = [
         (kernel.name[:NAME], f"{kernel.calls:g}", f"{kernel.milliseconds:.2f}", f"{100 * kernel.share:.1f} %")
         for kernel in measured.kernels[:SHOWN]
     ]
     table("where the last kind of step goes", ("kernel", "calls", "ms", "share"), shown)
+
+
+def bench_agree(
+    steps: Annotated[int, typer.Option(help="Steps of training.", min=1)] = 200,
+    out: Annotated[Path, typer.Option(help="Folder for agreement.json and agreement.png.")] = Path("scratch/agreement"),
+    params: Annotated[Path, typer.Option(help="Parameter file.")] = paths.PARAMS,
+) -> None:
+    """The losses of training as configured beside those of eager torch and of another seed, on the tokens there are."""
+    from pgolf.bench.agree import differences, save, training_losses, ways
+    from pgolf.data.tokens import open_tokens
+    from pgolf.device import pick_device
+    from pgolf.sections import load_sections
+
+    sections = load_sections(params)
+    tokens = open_tokens(paths.TOKENS, None)
+    device, dtype = pick_device()
+    losses = {}
+    for way, config in ways(sections.train, steps).items():
+        losses[way] = training_losses(sections.model, config, tokens.vocab_size, tokens.train, device, dtype)
+        console.print(f"{way}: loss {losses[way][-1]:.4f} at step {steps}")
+    save(losses, out)
+    rows = [(way, f"{sum(gaps) / len(gaps):.5f}", f"{max(gaps):.5f}") for way, gaps in differences(losses).items()]
+    table("differences from the run as configured, every tenth step", ("run", "mean", "largest"), rows)
+    console.print(f"{out}/agreement.json, {out}/agreement.png")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pgolf.bench.parts import by_part, part_of
 from pgolf.bench.train import attended, matmul_rate, measure_training
 from pgolf.data.batches import Batch, document_boundaries
 from pgolf.data.shards import write_shard
@@ -59,6 +60,22 @@ def test_keys_are_counted_by_segment():
     expected = sum(n * (n + 1) / 2 for n in segments) / 10
     assert attended(Batch(row, row, document_boundaries(tokens, 4))) == pytest.approx(expected)
     assert attended(Batch(row, row, None)) == 5.5
+
+
+def test_kernels_are_summed_by_part():
+    names = {
+        "kernel_cutlass_kernel_flash_attncuteflash_bwd_sm90": "attention",
+        "nvjet_sm90_tst_256x128_64x4_1x2_h_bz_coopA_NNT": "matrix products",
+        "triton_red_fused__log_softmax__to_copy__unsafe_view": "loss",
+        "triton_poi_fused__unsafe_view_leaky_relu_pow_10": "activation",
+        "void at::native::vectorized_elementwise_kernel<8, at::native::FillFunctor<float>>": "copies and fills",
+        "_norm_backward": "norms, residuals, gates",
+        "void at::native::multi_tensor_apply_kernel": "optimizer and averages",
+        "something": "other",
+    }
+    assert {name: part_of(name) for name in names} == names
+    found = by_part([("_norm_backward", 2.0, 1.0, 0.2), ("aten::mm", 3.0, 3.0, 0.6), ("_lanes_forward", 1.0, 1.0, 0.2)])
+    assert found == [("matrix products", 3.0, 3.0, 0.6), ("norms, residuals, gates", 3.0, 2.0, 0.4)]
 
 
 def test_a_matrix_product_has_a_rate():

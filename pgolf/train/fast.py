@@ -1,0 +1,88 @@
+"""Kernels written for the training step, hidden behind the functions that they replace: `train.kernels: triton`.
+
+    GPT.surprise   logits, softcap and cross-entropy       `pgolf.kernels.softcap_loss`
+    MLP.forward    up, LeakyReLU(slope)^2, down            `pgolf.kernels.leaky_mlp`
+    Block.forward  a whole layer, written out              `pgolf.train.fused_block`
+
+What the configuration has in another form stays plain: another activation, factors in place of matrices, dropped
+tokens, adaptation while it is scored. Weights and names stay, and the plain functions return when training ends.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from types import MethodType
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from torch import Tensor, nn
+
+from pgolf.errors import InputError
+from pgolf.model.gpt import GPT
+from pgolf.model.linear import Linear
+from pgolf.model.mlp import MLP
+
+if TYPE_CHECKING:
+    from pgolf.model.visit import Visit
+
+
+def install(model: GPT, eight: bool = False) -> None:
+    """Hide functions of a model behind kernels, in place, before it is compiled; only a warning on a CPU. `eight` is
+    `train.matmul: fp8`.
+    """
+    if model.tok_emb.weight.device.type == "cpu":
+        warnings.warn("`train.kernels` is triton: its kernels need a GPU, training goes without", stacklevel=2)
+        return
+    try:
+        import triton  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "`train.kernels` is triton, and the package triton is not installed: pip install triton, or set it to plain"
+        ) from error
+    hide(model, eight)
+
+
+def hide(model: GPT, eight: bool = False) -> None:
+    """`install` without its checks."""
+    from pgolf.train.fused_model import fused_functions
+
+    for owner, name, function in _replacements(model):
+        setattr(owner, name, MethodType(function, owner))
+    for block, name, fused in fused_functions(model, eight):
+        setattr(block, name, fused)
+
+
+def remove(model: GPT) -> None:
+    """Undo `install`."""
+    for owner, name, _ in _replacements(model):
+        vars(owner).pop(name, None)
+    for block in model.blocks:
+        for name in ("forward", "forward_lanes"):
+            vars(block).pop(name, None)
+
+
+def _replacements(model: GPT) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
+    yield model, "surprise", _surprise
+    for mlp in (block.mlp for block in model.blocks):
+        if fits(mlp):
+            yield mlp, "forward", _feed
+
+
+def fits(mlp: object) -> TypeGuard[MLP]:
+    """Whether the MLP is two whole matrices around LeakyReLU(slope)^2, of a shape for tiles, without dropped tokens."""
+    if type(mlp) is not MLP or type(mlp.fc) is not Linear or type(mlp.proj) is not Linear or mlp.drop is not None:
+        return False
+    units, width = mlp.fc.weight.shape
+    return units % 64 == 0 and width % 8 == 0
+
+
+def _surprise(self: GPT, hidden: Tensor, targets: Tensor, visit: "Visit | None" = None) -> Tensor:
+    if visit is not None:
+        return GPT.surprise(self, hidden, targets, visit)
+    from pgolf.kernels.softcap_loss import softcap_losses
+
+    return softcap_losses(hidden, self.tok_emb.weight, targets, self.head.softcap)
+
+
+def _feed(self: MLP, n: Tensor) -> Tensor:
+    from pgolf.kernels.leaky_mlp import leaky_mlp
+
+    return leaky_mlp(n, self.fc.weight, self.proj.weight, self.slope)  # type: ignore[arg-type]

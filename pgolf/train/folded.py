@@ -1,0 +1,100 @@
+"""The weight matrices of a block as its products read them, made once a forward pass instead of at every use.
+
+    Wqkv = [Wq; Wk; Wv]        Wo' = diag(a) Wo        W2' = diag(m) W2        in the type of the activations
+
+Folding the channel scales a and m saves the passes that would multiply by them, and their gradients need no outputs:
+with G = g^T z, the gradient of Wo',  dWo = diag(a) G  and  da_c = sum_k Wo_ck G_ck.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pgolf.kernels.float8 import LARGEST, Eighth, round_weight
+from pgolf.model.blocks import Block
+
+
+class Weights(NamedTuple):
+    """Of one block, width d, F hidden units."""
+
+    qkv: Tensor
+    """[(H + 2 Hkv) D, d]."""
+    out: Tensor
+    """[d, d]."""
+    up: Tensor
+    """[F, d]."""
+    down: Tensor
+    """[d, F]."""
+    eight: "Eight | None" = None
+    """The same in float8, as far as products read them so."""
+
+
+class Eight(NamedTuple):
+    """Matrices whose inner axis is the last, and the scales of what they meet; s is the layer's scale."""
+
+    qkv: Eighth
+    up: Eighth
+    qkv_back: Eighth
+    """[d, (H + 2 Hkv) D]."""
+    up_back: Eighth
+    """[d, F]."""
+    down_back: Eighth
+    """[F, d]."""
+    norm: Tensor
+    """Of a norm's output, s included []."""
+    gradient: Tensor
+    """Of gradients []."""
+
+
+def matrix(layer: nn.Module) -> nn.Parameter:
+    """Its weight."""
+    weight = layer.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
+class Folded:
+    """Keeps the matrices of a block for one forward pass; version counters would not do, fused AdamW leaves them."""
+
+    def __init__(self, block: Block) -> None:
+        attn, mlp = block.attn, block.mlp
+        self.sources = (
+            attn.c_q.weight, attn.c_k.weight, attn.c_v.weight, attn.proj.weight, matrix(mlp.fc), matrix(mlp.proj),
+            block.attn_scale, block.mlp_scale,
+        )  # fmt: skip
+        self.number = -1
+        self.weights: Weights | None = None
+
+    @torch.no_grad()
+    def __call__(self, dtype: torch.dtype, number: int, eight: tuple[Tensor, float] | None = None) -> Weights:
+        """The matrices in `dtype` for the forward pass of that number; `eight` is s and the factor on gradients."""
+        if self.weights is None or number != self.number:
+            query, key, value, out, up, down, a, m = self.sources
+            self.number, self.weights = number, Weights(
+                torch.cat([query, key, value]).to(dtype), (a[:, None] * out).to(dtype), up.to(dtype),
+                (m[:, None] * down).to(dtype),
+            )  # fmt: skip
+            if eight is not None:
+                self.weights = self.weights._replace(eight=_eight(self.weights, *eight))
+        return self.weights
+
+
+def _eight(weights: Weights, s: Tensor, gradient: float) -> Eight:
+    forth = round_weight(weights.qkv), round_weight(weights.up)
+    qkv, up, down = (Eighth(w.values.T.contiguous(), w.scale) for w in (*forth, round_weight(weights.down)))
+    norm = s.float() * (weights.up.size(1) ** 0.5 / LARGEST)
+    return Eight(*forth, qkv, up, down, norm, torch.full_like(norm, 1 / gradient))
+
+
+def unfold(folded: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of a matrix and of the scale of its rows from that of their product, which is overwritten."""
+    of_scale = torch.linalg.vecdot(folded, weight.to(folded.dtype))
+    return folded.mul_(scale[:, None]), of_scale
+
+
+def weight_gradient(g: Tensor, x: Tensor) -> Tensor:
+    """g^T x [out, in] of g [T, out] and x [T, in]: float32 sums, not rounded to their type on CUDA."""
+    if g.device.type == "cuda" and g.dtype == torch.bfloat16:
+        return torch.mm(g.T, x, out_dtype=torch.float32)
+    return (g.T @ x).float()

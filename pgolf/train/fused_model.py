@@ -1,0 +1,106 @@
+"""Which blocks are run as `pgolf.train.fused_block` writes them out, and how they are called."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pgolf.kernels.float8 import GRADIENT
+from pgolf.kernels.gated_output import WINDOW
+from pgolf.kernels.heads import Shape
+from pgolf.model import lanes
+from pgolf.model.blocks import Block
+from pgolf.model.context import Context
+from pgolf.model.gates import narrow
+from pgolf.model.gpt import GPT
+from pgolf.model.lanes import Lanes
+from pgolf.train.fast import fits as fits_mlp
+from pgolf.train.folded import Folded, matrix
+from pgolf.train.fused_block import Call, LanesBlock, Parameters, SequentialBlock
+
+
+class Chain:
+    """x0 as the last block returned it: so its gradient passes through every block, and is added up on the way."""
+
+    def __init__(self) -> None:
+        self.first: Tensor | None = None
+        self.last = torch.empty(0)
+        self.number = 0
+        """Of the forward pass."""
+
+    def take(self, x0: Tensor) -> Tensor:
+        """What the next block reads for the embedding x0 of this forward pass, [N, d]."""
+        if self.first is not x0:
+            self.first, self.last, self.number = x0, x0.flatten(0, -2), self.number + 1
+        return self.last
+
+
+class Fused:
+    """The functions that stand in for those of a block."""
+
+    def __init__(self, block: Block, chain: Chain, eight: bool) -> None:
+        attn, mlp = block.attn, block.mlp
+        self.block, self.chain, self.folded = block, chain, Folded(block)
+        self.heads, self.eight = len(attn.q_gain), eight
+        self.parameters = Parameters(
+            attn.c_q.weight, attn.c_k.weight, attn.c_v.weight, attn.proj.weight, matrix(mlp.fc), matrix(mlp.proj),
+            attn.q_gain, attn.attn_gate_w if attn.gate is not None else None, block.attn_scale, block.mlp_scale,
+            block.resid_mix,
+        )  # fmt: skip
+        self.one = torch.ones((), device=attn.q_gain.device)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """`Block.forward`."""
+        x0, call = self.chain.take(context.x0), self._call(x, context)
+        out, self.chain.last = SequentialBlock.apply(call, x.flatten(0, -2), x0, *self.parameters)  # type: ignore[no-untyped-call]
+        result: Tensor = out.view_as(x)
+        return result
+
+    def forward_lanes(self, streams: Lanes, rows: tuple[Tensor, ...], context: Context) -> Lanes:
+        """`Block.forward_lanes`; rows are P [2, 2] and rho [2]."""
+        x0, call = self.chain.take(context.x0), self._call(streams.attention, context)
+        flat = [lane.flatten(0, -2) for lane in streams]
+        first, second, self.chain.last = LanesBlock.apply(call, *flat, x0, *rows, *self.parameters)  # type: ignore[no-untyped-call]
+        return Lanes(first.view_as(streams.attention), second.view_as(streams.mlp))
+
+    forward.written_out = forward_lanes.written_out = True  # type: ignore[attr-defined]
+
+    def _call(self, x: Tensor, context: Context) -> Call:
+        attn = self.block.attn
+        dim = attn.head_dim
+        shape = Shape(self.heads, attn.c_k.weight.size(0) // dim, dim, x.size(-2))
+        factor = GRADIENT * x.numel() / x.size(-1) if self.eight else None
+        weights = self.folded(x.dtype, self.chain.number, None if factor is None else (context.scale, factor))
+        return Call(
+            weights, context.scale, self.one, context.tables, context.segments, shape, self.block.mlp.slope,
+            attn.exclusive_output, attn.gate_scale if attn.gate is not None else 0.0, factor,
+        )  # fmt: skip
+
+
+def fused_functions(model: GPT, eight: bool = False) -> Iterator[tuple[Block, str, Callable[..., Any]]]:
+    """(block, name, function) for every block that is of the form."""
+    chain = Chain()
+    for block in model.blocks:
+        if isinstance(block, Block) and fits(block):
+            fused = Fused(block, chain, eight)
+            yield block, "forward", fused.forward
+            yield block, "forward_lanes", fused.forward_lanes
+
+
+def fits(block: Block) -> bool:
+    """Whether a block is PR 1493's or 1855's: norms before the halves, one after the other or in lanes, plain values,
+    a narrow gate or none, LeakyReLU^2.
+    """
+    attn = block.attn
+    gate = attn.gate is None or (attn.gate is narrow and attn.attn_gate_w.size(1) <= WINDOW <= attn.width)
+    sizes = len(attn.q_gain), len(attn.c_k.weight) // attn.head_dim, attn.head_dim
+    return (
+        gate
+        and all(size & (size - 1) == 0 for size in sizes)
+        and attn.sharpness == 1
+        and not (attn.mix_values or attn.differ or block.parallel or block.peri or block.hybrid)
+        and not (block.mix_input or block.mlp_gate or block.token_gate)
+        and block.lane_step in (None, lanes.step)
+        and fits_mlp(block.mlp)
+    )

@@ -1,0 +1,128 @@
+"""A block written out is `Block`: same losses, same gradients, in every form that it takes."""
+
+import dataclasses
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from pgolf.kernels import leaky_mlp
+from pgolf.model.attention import Segments
+from pgolf.model.config import ModelConfig
+from pgolf.model.gpt import GPT
+from pgolf.train.fused_model import fits, fused_functions
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+LENGTH, VOCAB = 10, 40
+CONFIG = ModelConfig(  # record-1855 in small: an encoder, a recurrent segment, skips, lanes
+    layers=3, dim=16, heads=2, kv_heads=1, mlp_mult=4, rope_dims=4, xsa_layers=2, ln_scale=True, attn_gate="sparse",
+    attn_gate_scale=0.5, gate_window=12, parallel="lanes", parallel_from=2, lane_init=1.1, skips="gated", loop_start=1,
+    loop_end=1, loop_runs=2, softcap=5.0, embed_std=0.5,
+)  # fmt: skip
+
+SHORT = {"parallel": "none", "parallel_from": None, "layers": 2, "loop_start": 0, "loop_end": 0, "loop_runs": 1}
+
+
+def build(dtype=torch.float32, length=LENGTH, **changes):
+    torch.manual_seed(0)
+    model = GPT(dataclasses.replace(CONFIG, **changes), VOCAB, dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model = model.to(DEVICE)
+    model.prepare(length)
+    return model.train()
+
+
+def write_out(model, eight=False):
+    for block, name, function in fused_functions(model, eight):
+        setattr(block, name, function)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    if not ON_GPU:
+        monkeypatch.setattr(leaky_mlp, "TILE", leaky_mlp.Tile(tokens=32, units=64, depth=16, warps=4, stages=2))
+
+
+def gradients(model, rows=1, segments=None, length=LENGTH):
+    torch.manual_seed(1)
+    ids, targets = torch.randint(VOCAB, (2, rows, length), device=DEVICE)
+    losses = model.losses(ids, targets, segments)
+    model.zero_grad()
+    losses.mean().backward()
+    return losses.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_alike(found, expected, bound=1e-4):
+    torch.testing.assert_close(found[0], expected[0], rtol=bound, atol=bound)
+    assert found[1].keys() == expected[1].keys()
+    for name, gradient in found[1].items():
+        assert float((gradient - expected[1][name]).norm() / expected[1][name].norm()) < bound, name
+
+
+@pytest.mark.skipif(ON_GPU, reason="the interpreter runs without a GPU")
+def test_a_packed_model_trains_alike():
+    """Also after a step of AdamW, which changes the weights in place."""
+    segments = Segments(torch.tensor([0, 4, LENGTH], dtype=torch.int32), 6)
+    model, twin = write_out(build()), build()
+    found, expected = gradients(model, segments=segments), gradients(twin, segments=segments)
+    assert_alike(found, expected)
+    for each in (model, twin):
+        for name, parameter in each.named_parameters():
+            parameter.grad = expected[1][name].clone()
+        torch.optim.AdamW(each.parameters(), lr=1e-2, fused=True).step()
+    with torch.no_grad():
+        torch.manual_seed(1)
+        ids, targets = torch.randint(VOCAB, (2, 1, LENGTH))
+        after = [each.losses(ids, targets, segments) for each in (model, twin)]
+    torch.testing.assert_close(*after, rtol=1e-4, atol=1e-4)
+    assert float((after[1] - expected[0]).norm()) > 0.1
+
+
+@pytest.mark.skipif(ON_GPU, reason="the interpreter runs without a GPU")
+def test_rows_without_gate_or_lanes_train_alike():
+    changes = SHORT | {"attn_gate": "none", "xsa_layers": 0}
+    assert_alike(gradients(write_out(build(**changes)), rows=2), gradients(build(**changes), rows=2))
+
+
+def test_a_block_of_another_form_stays_as_it_is():
+    for changes in (
+        {"norm": "peri"}, {"norm": "hybrid"}, {"attn_gate": "headwise"}, {"attn_gate": "per_head"}, {"mlp_gate": True},
+        {"token_gate": True}, {"value_residual": "gated"}, {"value_residual": "learned"}, {"activation": "swiglu"},
+        {"attention": "differential"}, {"norm_pct": 0.5}, {"parallel": "gptj", "parallel_from": 2},
+        {"parallel": "merge", "parallel_from": 2},
+    ):  # fmt: skip
+        model = build(**{"parallel": "none", "parallel_from": None} | changes)
+        assert not fits(model.blocks[2]), changes
+    assert all(fits(block) for block in build().blocks)
+
+
+def test_a_model_of_8_bit_products_has_nearly_the_gradients_of_the_other():
+    found = gradients(write_out(build(torch.bfloat16, **SHORT), eight=True))
+    expected = gradients(build(**SHORT))
+    assert float((found[0] - expected[0]).abs().mean()) < 0.1
+    for name, gradient in found[1].items():
+        wanted = expected[1][name]
+        if wanted.numel() >= 64:
+            cosine = torch.nn.functional.cosine_similarity(gradient.flatten().float(), wanted.flatten(), dim=0)
+            assert float(cosine) > 0.7, name
+            assert float(gradient.norm() / wanted.norm()) == pytest.approx(1, abs=0.3), name
+
+
+@pytest.mark.gpu
+def test_at_training_shapes_roundings_are_no_worse_than_those_of_plain_bfloat16():
+    length, shape = 4096, {"dim": 512, "heads": 8, "kv_heads": 4, "rope_dims": 16}
+    segments = Segments(torch.tensor([0, 700, 2500, length], dtype=torch.int32, device=DEVICE), 2048)
+
+    def found(dtype, out):
+        model = build(dtype, length, **shape)
+        return gradients(write_out(model) if out else model, segments=segments, length=length)[1]
+
+    truth, plain, written = found(torch.float32, False), found(torch.bfloat16, False), found(torch.bfloat16, True)
+    for name, wanted in truth.items():
+        ours, theirs = (float((each[name] - wanted).norm() / wanted.norm()) for each in (written, plain))
+        assert ours < 1.5 * theirs + 5e-3, name

@@ -1,0 +1,154 @@
+"""The passes of a written-out block against plain torch in double precision, values and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from pgolf.kernels import activation, gated_output, heads, lane_sum, residual_norm
+from pgolf.model.blocks import exclusive
+from pgolf.model.norm import EPS
+from pgolf.model.rotary import rotate
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+TRAINING = pytest.mark.gpu
+SMALL_WIDTH, SMALL_TOKENS = 24, 11  # a width that is no power of two, tokens that fill no program
+SIZES = [
+    pytest.param(SMALL_TOKENS, SMALL_WIDTH, torch.float32, 2e-6, id="small"),
+    pytest.param(98_304, 512, torch.bfloat16, 8e-3, id="training", marks=TRAINING),
+]
+
+
+def random(*shape, dtype=torch.float32):
+    return torch.randn(shape, device=DEVICE).to(dtype)
+
+
+def assert_near(found, expected, bound):
+    for name, (a, b) in enumerate(zip(found, expected, strict=True)):
+        assert a.shape == b.shape, name
+        assert float((a.double() - b).detach().norm() / b.detach().norm()) < bound, name
+
+
+def doubles(*tensors):
+    return [tensor.detach().double().requires_grad_() for tensor in tensors]
+
+
+def unit_rms(x):
+    return F.rms_norm(x, x.shape[-1:], eps=EPS)
+
+
+@pytest.mark.parametrize(("tokens", "width", "dtype", "bound"), SIZES)
+@pytest.mark.parametrize("inside", [True, False])
+def test_mix_and_norm(tokens, width, dtype, bound, inside):
+    torch.manual_seed(0)
+    x, x0, dy, g, later = (random(tokens, width, dtype=dtype) for _ in range(5))
+    mix, s, narrow = random(2, width), torch.tensor(0.7, device=DEVICE), random(tokens, 16, dtype=dtype)
+    carry = torch.tensor(1.0 if inside else 0.3, device=DEVICE)
+    normed = residual_norm.norm_forward(x, s, x0, mix)
+    a, b, c = doubles(x, x0, mix)
+    h = c[0] * a + c[1] * b
+    y = unit_rms(h) * s.double()
+    assert_near((normed.h, normed.y), (h, y), bound)
+    upstream = dy.double()
+    upstream[:, :16] += narrow
+    wanted = torch.autograd.grad([y, h if inside else a * carry], [a, b, c], [upstream, g.double()])
+    found = residual_norm.mix_backward(dy, narrow, g, carry, x, x0, mix, s, normed.inverse, later, inside)
+    assert_near(found, (wanted[0], wanted[1] + later, wanted[2]), bound)
+    first = residual_norm.mix_backward(dy, None, g, carry, x, x0, mix, s, normed.inverse, None, inside)
+    wanted = torch.autograd.grad([unit_rms(c[0] * a + c[1] * b) * s.double()], [b], dy.double())
+    if not inside:  # nothing past the norm reaches x0
+        assert_near([first.x0], wanted, bound)
+
+
+@pytest.mark.parametrize(("tokens", "width", "dtype", "bound"), SIZES)
+def test_norm_alone(tokens, width, dtype, bound):
+    torch.manual_seed(0)
+    x, dy, g = (random(tokens, width, dtype=dtype) for _ in range(3))
+    s, carry = torch.tensor(0.7, device=DEVICE), torch.tensor(0.5, device=DEVICE)
+    normed = residual_norm.norm_forward(x, s)
+    (a,) = doubles(x)
+    y = unit_rms(a) * s.double()
+    wanted = torch.autograd.grad([y, a * carry], [a], [dy.double(), g.double()])
+    assert_near([normed.y], [y], bound)
+    assert_near([residual_norm.norm_backward(dy, g, carry, normed.y, s, normed.inverse)], wanted, bound)
+
+
+@pytest.mark.parametrize(
+    ("rows", "shape", "dtype", "bound"),
+    [
+        pytest.param(2, heads.Shape(4, 2, 8, 5), torch.float32, 2e-6, id="small"),
+        pytest.param(1, heads.Shape(8, 4, 64, 98_304), torch.bfloat16, 8e-3, id="training", marks=TRAINING),
+    ],
+)
+def test_heads(rows, shape, dtype, bound):
+    torch.manual_seed(0)
+    tokens, total = rows * shape.period, shape.heads + 2 * shape.kv_heads
+    x, gain = random(tokens, total * shape.head_dim, dtype=dtype), random(shape.heads)
+    cos, sin = random(2, shape.period, 2, dtype=dtype)
+    (a, c), tables = doubles(x, gain), (cos.double(), sin.double())
+    q, k, v = a.view(rows, shape.period, -1, shape.head_dim).split([shape.heads, shape.kv_heads, shape.kv_heads], 2)
+    q, k = rotate(unit_rms(q), *tables) * c[:, None], rotate(unit_rms(k), *tables)
+    expected = [part.flatten(0, 1) for part in (q, k, v)]
+    assert_near(shape.split(heads.heads_forward(x, gain, cos, sin, shape), 2), expected[:2], bound)
+    assert torch.equal(shape.split(x, 3)[2].double(), expected[2])
+    dq, dk, dv, dv2 = (random(tokens, n, shape.head_dim, dtype=dtype) for n in (shape.heads, *3 * [shape.kv_heads]))
+    wanted = torch.autograd.grad(expected, [a, c], [dq.double(), dk.double(), dv.double() + dv2.double()])
+    dx, _, dgain = heads.heads_backward((dq, dk, dv), dv2, x, gain, cos, sin, shape)
+    assert_near((dx, dgain), wanted, bound)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "shape", "dtype", "bound"),
+    [
+        pytest.param(9, heads.Shape(4, 2, 8, 9), torch.float32, 2e-6, id="small"),
+        pytest.param(98_304, heads.Shape(8, 4, 64, 98_304), torch.bfloat16, 8e-3, id="training", marks=TRAINING),
+    ],
+)
+@pytest.mark.parametrize(("xsa", "gated"), [(True, True), (True, False), (False, True)])
+def test_gated_output(tokens, shape, dtype, bound, xsa, gated):
+    torch.manual_seed(0)
+    wide = random(tokens, (shape.heads + 2 * shape.kv_heads) * shape.head_dim, dtype=dtype)
+    y, dz = (random(tokens, shape.heads, shape.head_dim, dtype=dtype) for _ in range(2))
+    n, w, v = random(tokens, 20, dtype=dtype), random(shape.heads, 12), shape.split(wide, 3)[2]
+    a, b, c, d = doubles(y, v, n, w)
+    z = exclusive(a[None], b[None])[0] if xsa else a
+    z = z * torch.sigmoid(0.5 * (c[:, :12] @ d.T)).unsqueeze(-1) if gated else z
+    inputs = v if xsa else None, gated_output.Gate(n, w, 0.5) if gated else None
+    assert_near([gated_output.gated_forward(y, *inputs)], [z], bound)
+    wanted = torch.autograd.grad(z, [a, b, c, d], dz.double(), allow_unused=True)
+    found = gated_output.gated_backward(dz, y, *inputs)
+    assert_near([found.y], wanted[:1], bound)
+    assert (found.v is None, found.n is None) == (not xsa, not gated)
+    if xsa:
+        assert_near([found.v], wanted[1:2], bound)
+    if gated:
+        assert not found.n[:, 12:].any()
+        assert_near([found.n, found.weight], [wanted[2][:, :16], wanted[3]], bound)
+
+
+@pytest.mark.parametrize(("tokens", "width", "dtype", "bound"), SIZES)
+def test_lanes(tokens, width, dtype, bound, monkeypatch):
+    torch.manual_seed(0)
+    if not ON_GPU:
+        monkeypatch.setattr(lane_sum, "BLOCK", 64)  # several programs
+    l0, l1, attended, fed, g0, g1 = (random(tokens, width, dtype=dtype) for _ in range(6))
+    post, carry = random(2, 2), random(2)
+    a, b, c, d, p, r = doubles(l0, l1, attended, fed, post, carry)
+    expected = r[0] * a + p[0, 0] * c + p[1, 0] * d, r[1] * b + p[0, 1] * c + p[1, 1] * d
+    assert_near(lane_sum.lanes_forward((l0, l1), attended, fed, post, carry), expected, bound)
+    wanted = torch.autograd.grad(expected, [c, d, p, r], [g0.double(), g1.double()])
+    assert_near(lane_sum.lanes_backward((g0, g1), (l0, l1), attended, fed, post), wanted, bound)
+
+
+@pytest.mark.parametrize(("tokens", "width", "dtype", "bound"), SIZES)
+def test_activation(tokens, width, dtype, bound):
+    torch.manual_seed(0)
+    p, df = (random(tokens, width, dtype=dtype) for _ in range(2))
+    (a,) = doubles(p)
+    f = F.leaky_relu(a, 0.5).square()
+    wanted = torch.autograd.grad(f, a, df.double())
+    assert_near([activation.activation_forward(p, 0.5)], [f], bound)
+    dp, again, _ = activation.activation_backward(df, p, 0.5, again=True)
+    assert_near([dp, again], [*wanted, f], bound)

@@ -1,0 +1,99 @@
+"""`train.kernels`: a model behind kernels computes the same, keeps its names, and comes back."""
+
+import dataclasses
+import sys
+
+import pytest
+import torch
+
+from pgolf.errors import InputError
+from pgolf.model.config import ModelConfig
+from pgolf.model.gpt import GPT
+from pgolf.train import fast
+from pgolf.train.compiled import compile_model, plain_model
+
+VOCAB, LENGTH = 40, 12
+CONFIG = ModelConfig(
+    layers=2, dim=16, heads=2, kv_heads=1, rope_dims=4, mlp_mult=4, xsa_layers=2, loop_start=0, loop_end=0, loop_runs=1,
+    parallel_from=None, softcap=5.0,
+)  # fmt: skip
+ON_GPU = torch.cuda.is_available()
+
+
+def build(**changes):
+    torch.manual_seed(0)
+    model = GPT(dataclasses.replace(CONFIG, **changes), VOCAB)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model.prepare(LENGTH)
+    return model.begin_training()
+
+
+def gradients(model):
+    torch.manual_seed(1)
+    ids, targets = torch.randint(VOCAB, (2, 2, LENGTH))
+    losses = model.losses(ids, targets)
+    model.zero_grad()
+    losses.mean().backward()
+    return losses.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_alike(found, expected):
+    torch.testing.assert_close(found[0], expected[0])
+    assert found[1].keys() == expected[1].keys()
+    for name, gradient in found[1].items():
+        wrong = (gradient - expected[1][name]).norm() / expected[1][name].norm().clamp_min(1e-6)
+        assert wrong < 1e-4, name
+
+
+@pytest.mark.skipif(ON_GPU, reason="the interpreter runs without a GPU")
+def test_a_model_behind_kernels_trains_alike_and_comes_back():
+    pytest.importorskip("triton", reason="Triton is not installed")
+    torch._dynamo.reset()
+    model, expected = build(), gradients(build())
+    names = list(model.state_dict())
+    fast.hide(model)
+    hidden = {name for owner, name, _ in fast._replacements(model) if name in vars(owner)}
+    assert {"surprise", "forward"} <= hidden
+    assert_alike(gradients(model), expected)
+    compile_model(model, backend="aot_eager")
+    assert_alike(gradients(model), expected)
+    plain_model(model)
+    fast.remove(model)
+    assert list(model.state_dict()) == names
+    assert not any(name in vars(owner) for owner, name, _ in fast._replacements(model))
+    assert_alike(gradients(model), expected)
+    torch._dynamo.reset()
+
+
+@pytest.mark.skipif(ON_GPU, reason="the interpreter runs without a GPU")
+def test_a_block_of_another_form_has_the_mlp_behind_a_kernel():
+    pytest.importorskip("triton", reason="Triton is not installed")
+    model, expected = build(norm="peri", layers=1, xsa_layers=1), gradients(build(norm="peri", layers=1, xsa_layers=1))
+    fast.hide(model)
+    assert "forward" not in vars(model.blocks[0])
+    assert "forward" in vars(model.blocks[0].mlp)
+    assert_alike(gradients(model), expected)
+
+
+def test_another_mlp_stays_plain():
+    others = {"activation": "star_relu", "mlp_rank": 0.5, "mlp_blocks": 2, "norm_pct": 0.5, "mlp_mult": 3}
+    for changes in ({name: value} for name, value in others.items()):
+        assert not fast.fits(build(**changes).blocks[0].mlp), changes
+    assert fast.fits(build().blocks[0].mlp)
+
+
+def test_a_cpu_goes_without_and_says_so():
+    model = build()
+    with pytest.warns(UserWarning, match="need a GPU"):
+        fast.install(model)
+    assert "surprise" not in vars(model)
+
+
+def test_a_gpu_without_triton_is_told_what_to_do(monkeypatch):
+    model = build()
+    monkeypatch.setitem(sys.modules, "triton", None)
+    model.tok_emb = torch.nn.Embedding(VOCAB, 16, device="meta")  # stands for a GPU: not a CPU
+    with pytest.raises(InputError, match="pip install triton"):
+        fast.install(model)

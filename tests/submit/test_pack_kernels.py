@@ -1,0 +1,50 @@
+"""A packed kernel is the one that was written: Triton compiles its text."""
+
+import ast
+import builtins
+from pathlib import Path
+
+from pgolf.submit.pack_code import program_text
+
+ROOT = Path(__file__).parents[2]
+
+KERNEL = """
+import triton
+import triton.language as tl
+@triton.jit
+def _double(values, count, BLOCK: tl.constexpr):
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    tl.store(values + place, 2 * tl.load(values + place, mask=inside), mask=inside)
+    tl.store(values + place + BLOCK + BLOCK + BLOCK, 0, mask=inside)
+    for step in range(BLOCK):
+        tl.store(values + step, 0)
+def double(values):
+    for _ in range(1), range(2), range(3), range(4), range(5):
+        _double[(1,)](values, len(values), 64)
+"""
+MAIN = "from prog.kernel import double\ndef main(params):\n    double(params['values'])\n"
+
+
+def test_arguments_of_a_kernel_have_no_copies() -> None:
+    sources = {"prog/__init__.py": "", "prog/kernel.py": KERNEL, "prog/main.py": MAIN}
+    program = program_text(sources, "prog.main")
+    signature = program[program.index("(values,count,BLOCK:") :]
+    assert signature.count("BLOCK") == KERNEL.count("BLOCK")
+    assert "=BLOCK" not in program
+
+
+def test_kernels_use_no_builtin() -> None:
+    """Packing gives builtins short global names, which Triton does not follow: `tl.range`, not `range`."""
+    trees = [ast.parse(path.read_text("utf-8")) for path in (ROOT / "pgolf/kernels").glob("*.py")]
+    functions = [node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)]
+    kernels = [node for node in functions if "triton.jit" in map(ast.unparse, node.decorator_list)]
+    assert len(kernels) > 3
+    for kernel in kernels:
+        names = {node.id for node in ast.walk(kernel) if isinstance(node, ast.Name)}
+        assert not names & set(vars(builtins)), kernel.name
+
+
+def test_a_kernel_counts_with_range_itself() -> None:
+    sources = {"prog/__init__.py": "", "prog/kernel.py": KERNEL, "prog/main.py": MAIN}
+    assert program_text(sources, "prog.main").count("range(") == KERNEL.count("range(")
