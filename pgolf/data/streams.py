@@ -1,4 +1,4 @@
-"""What a loader is to the training loop, and the loaders of several ranks in turn."""
+"""What a loader is to the training loop, the loaders of several ranks in turn, and one shared out to processes."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -41,3 +41,23 @@ class InTurn:
         for turn in range(min(world, batches)):
             self.streams[(self._index + turn) % world].skip((batches - turn + world - 1) // world)
         self._index += batches
+
+
+class Dealt:
+    """The part of one of W processes: micro-batches r, r + W, r + 2 W, ... of a stream that each has for itself."""
+
+    def __init__(self, stream: BatchStream, rank: int, world: int) -> None:
+        self.stream, self.world = stream, world
+        stream.skip(rank)
+
+    def __iter__(self) -> "Dealt":
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self.stream)
+        self.stream.skip(self.world - 1)
+        return batch
+
+    def skip(self, batches: int) -> None:
+        """Go on as if `batches` of this part had been taken."""
+        self.stream.skip(batches * self.world)

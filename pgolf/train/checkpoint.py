@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pgolf import artifacts
+from pgolf import artifacts, ranks
 from pgolf.config import digest
 from pgolf.errors import InputError
-from pgolf.train.loop import Snapshot
+from pgolf.train.recorder import Snapshot
 
 SCHEMA = "pgolf.resume"
 
@@ -26,8 +26,17 @@ class Checkpoints:
         self.path = self.folder / "state.safetensors"
 
     def load(self) -> Snapshot | None:
-        """The last saved state, or None; a damaged one is an InputError that says what to delete."""
-        if not self.path.exists():
+        """The last saved state, or None; a damaged one is an InputError that says what to delete.
+
+        All processes must find the same: it may have been saved by another number of them.
+        """
+        found = artifacts.sha256(self.path) if self.path.exists() else None
+        if len(set(ranks.collect((self.folder.name, found)))) > 1:
+            raise InputError(
+                "the processes do not have the same parameters, tokens or saved state in scratch/: "
+                "give all nodes one shared working folder, or equal copies of it"
+            )
+        if found is None:
             return None
         try:
             tensors, meta = artifacts.load(self.path, schema=SCHEMA, made_by="train")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pgolf import ranks
 from pgolf.data.batches import Batch
 from pgolf.model.attention import Segments
 
@@ -18,12 +19,16 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def choose(trainer: "Trainer", choices: Mapping[str, list[Tensor]], batches: Sequence[Batch]) -> str:
-    """The name of the weights with the lowest mean loss on `batches`, the first of equals; the model's are kept."""
+    """The name of the weights with the lowest mean loss on `batches`, the first of equals; the model's are kept.
+
+    Of several processes each brings its part of the batches.
+    """
     kept = [weight.clone() for weight in trainer.average.live]
     scores = {}
     for name, weights in choices.items():
         trainer.put(weights if weights is not trainer.average.live else kept)
-        scores[name] = sum(_loss(trainer, batch) for batch in batches)
+        found = sum(_loss(trainer, batch) for batch in batches)
+        scores[name] = ranks.add(torch.tensor(found, dtype=torch.float64)).item()
     trainer.put(kept)
     return min(scores, key=scores.__getitem__)
 

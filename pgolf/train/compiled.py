@@ -19,7 +19,9 @@ def compile_model(model: GPT, mode: str | None = None, backend: str | Callable[.
     """Hide the functions of a model behind compiled ones, in place; weights and names stay."""
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, GRAPHS)
     for owner, name in _parts(model):
-        setattr(owner, name, torch.compile(getattr(owner, name), mode=mode, backend=backend))
+        function = getattr(owner, name)
+        if not getattr(function, "written_out", False):  # else there is nothing left to fuse: `pgolf.train.fused_model`
+            setattr(owner, name, torch.compile(function, mode=mode, backend=backend))
 
 
 def plain_model(model: GPT) -> None:

@@ -309,8 +309,14 @@ class TrainConfig:
     """torch.compile on CUDA; a CPU always runs eagerly, for it may have no compiler."""
     compile_mode: Literal["default", "max-autotune-no-cudagraphs"] = "default"
     """Mode of torch.compile (PR 1520: max-autotune-no-cudagraphs)."""
+    kernels: Literal["plain", "triton"] = "plain"
+    """`triton`: hand-written kernels for the loss, the MLP and between the products of a block while training, on CUDA
+    (PR 1530, 1787); a CPU goes without."""
+    matmul: Literal["bfloat16", "fp8"] = "bfloat16"
+    """`fp8`: with `kernels: triton`, the projections of a block and the gradients of their inputs as products of 8-bit
+    floats (see `pgolf.kernels.float8`); gradients of weights stay in bfloat16."""
     trace_every: int = 10
-    """Steps between entries of the training trace (loss, rates, gradient norms, gates)."""
+    """Steps between entries of the training trace (loss, rate, gradient norms; gates at every fourth entry)."""
     checkpoint_seconds: float = 60.0
     """Seconds between resumable states in scratch/; 0 writes none."""
 
@@ -321,6 +327,8 @@ class TrainConfig:
             )
         if self.steps is not None:
             _positive(self, "steps")
+        if self.matmul == "fp8" and self.kernels != "triton":
+            raise InputError("`matmul: fp8` is part of the kernels of a block: set `kernels: triton` too")
         _not_negative(
             self, "reserve_seconds", "checkpoint_seconds", "prefetch", "warmdown_steps", "lr_warmup_steps",
             "choose_batches",

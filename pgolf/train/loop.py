@@ -1,28 +1,25 @@
 """The training loop: one budget, one schedule, Muon and AdamW, averages of the weights.
 
-Order of a step (PR 1493): settings from the progress; gradients of the micro-batches; clip the global norm; AdamW;
-Muon; averages. The clock is handed in, so that a resumed run goes on where it stopped and compilation stays outside.
+Order of a step (PR 1493): settings from the progress; gradients of the micro-batches; clip the global norm; Muon;
+AdamW (either may come first: they have different parameters); averages. The clock is handed in, so that a resumed run
+goes on where it stopped and compilation stays outside.
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pgolf import ranks
 from pgolf.data.batches import Batch
 from pgolf.errors import InputError
 from pgolf.train.schedule import micro_batches_before, progress, settings
-from pgolf.train.trace import Trace
 from pgolf.train.trainer import Trainer
 
-
-class Snapshot(NamedTuple):
-    """Everything a resumed run needs; the loader is fast-forwarded by the caller."""
-
-    step: int
-    seconds: float
-    tensors: dict[str, Tensor]
+if TYPE_CHECKING:
+    from pgolf.train.recorder import Snapshot
+    from pgolf.train.trace import Observe
 
 
 class Report(NamedTuple):
@@ -51,47 +48,53 @@ def train(
     batches: Iterator[Batch],
     elapsed: Callable[[], float],
     *,
-    resume: Snapshot | None = None,
+    resume: "Snapshot | None" = None,
     report: Callable[[Report], None] = lambda _: None,
-    save: Callable[[Snapshot], None] | None = None,
+    save: "Callable[[Snapshot], None] | None" = None,
     finish: Callable[[int], None] = lambda _: None,
+    observe: "Observe | None" = None,
+    record: bool = True,
 ) -> Trained:
     """Train until the budget is spent and put the averaged weights into the model.
 
-    `elapsed` returns the seconds of training so far and is the only clock. `save` is called every
+    `elapsed` returns the seconds of training so far, the same to all processes, and is the only clock: learning rate,
+    recurrence, the end and `save` follow it. The first process alone calls `save` and `report`. `save` is called every
     `checkpoint_seconds` with a state from which `resume` continues to the same result. `finish` runs after the last
-    step, with the number of micro-batches taken, before the average is applied.
+    step, with the number of micro-batches taken, before the average is applied. `observe` looks at the model for the
+    trace. Without `record` there is no trace, and neither `resume` nor `save`.
     """
     config, model = trainer.config, trainer.model
-    step, saved_at, loss = 0, elapsed(), torch.zeros(())
-    earlier: dict[str, Tensor] = {}
-    if resume is not None:
-        step = resume.step
-        trainer.restore({name: tensor for name, tensor in resume.tensors.items() if not name.startswith("trace.")})
-        earlier = {n.removeprefix("trace."): t for n, t in resume.tensors.items() if n.startswith("trace.")}
-    trace, taken = Trace(model, earlier), micro_batches_before(config, step)
+    step, loss, recorder = 0, torch.zeros(()), None
+    if record:
+        from pgolf.train.recorder import Recorder
+
+        recorder = Recorder(trainer, elapsed(), resume, save, observe)
+        step = recorder.step
+    taken = micro_batches_before(config, step)
     while (fraction := progress(config, step, seconds := elapsed())) < 1:
-        if save is not None and config.checkpoint_seconds and seconds - saved_at >= config.checkpoint_seconds:
-            tensors = trainer.state() | {f"trace.{name}": tensor for name, tensor in trace.tensors().items()}
-            save(Snapshot(step, seconds, tensors))
-            saved_at = seconds
+        if recorder is not None:
+            recorder.save_in_time(step, seconds)
         now = settings(config, step, fraction)
         loss = trainer.backward(batches, now)
         traced = step % config.trace_every == 0
-        if traced:
-            trace.gradients()
+        if traced and recorder is not None:
+            recorder.gradients()
         trainer.update(now)
         step, taken = step + 1, taken + now.micro_batches
         trainer.snapshot(step, now)
         if traced:  # the only place where the host waits for the device
             value = loss.item()
-            trace.entry(step, elapsed(), now.multiplier, loss)
-            report(Report(step, fraction, elapsed(), taken * config.micro_tokens, value))
+            if recorder is not None:
+                recorder.trace.entry(step, elapsed(), now.multiplier, loss)
+            line = Report(step, fraction, elapsed(), taken * config.micro_tokens, value)
+            if ranks.rank() == 0:
+                report(line)
     finish(taken)
     model.looped = True
     trainer.finish(batches)
     check_finite(trainer, loss, step)
-    return Trained(step, taken * config.micro_tokens, elapsed(), loss.item(), trace.tensors())
+    trace = {} if recorder is None else recorder.trace.tensors()
+    return Trained(step, taken * config.micro_tokens, elapsed(), loss.item(), trace)
 
 
 def check_finite(trainer: Trainer, loss: Tensor, step: int) -> None:

@@ -2,7 +2,7 @@
 
     buf <- mu buf + g                              accumulation, not an average
     u    = g + mu buf                              Nesterov
-    u   <- u / (sqrt(r) sqrt(c)^T)                 Mousse: running mean squares of rows and columns (off)
+    u   <- u / (sqrt(r) sqrt(c)^T)                 Mousse (`pgolf.train.mousse`; off)
     u   <- u / max(|u_row|, 1e-7)                  rows to unit norm (MuonEq-R, PR 1285)
     X    = NS(u)
     X   <- X / max(|X_row|, 1e-8)                  once more (NorMuon in the form of PR 1520; off)
@@ -15,13 +15,18 @@ Express tuples: Amsel et al. 2025, PR 1787.
 Huber decay pulls outliers less than the proportional decay does. The published NorMuon (a running second moment per
 row) is not PR 1520's: the latter doubles the update of an up-projection and hardly changes the others. With
 `row_norm` the row factor of Mousse cancels.
+
+Of several processes each has an equal share of every stack, filled up with zeros, which stay zeros: it takes the sum
+of the gradients of its share, and all get the directions of all (Parallel Muon, PR 399 on).
 """
 
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from pgolf import ranks
 from pgolf.train.config import LateConfig, MuonConfig
 from pgolf.train.groups import layer_of
 
@@ -34,7 +39,8 @@ POLAR_EXPRESS = (
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
 COEFFICIENTS = {"standard": STANDARD, "polar_express": POLAR_EXPRESS}
-MOUSSE_BETA = 0.99
+_reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)  # renamed in torch 2.13
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
 def newton_schulz(u: Tensor, steps: int, coefficients: tuple[tuple[float, float, float], ...] = STANDARD) -> Tensor:
@@ -56,15 +62,10 @@ def unit_rows(u: Tensor, eps: float) -> Tensor:
     return u / norm.clamp_min(eps).to(u.dtype)
 
 
-def precondition(u: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-    """Mousse: take u [B, m, n] into its mean squares rows [B, m, 1] and cols [B, 1, n], then divide by their roots.
-
-    r <- .99 r + .01 mean over columns of u^2, c likewise over rows, both from 1; denominators are at least 1e-8.
-    """
-    square = u.square()
-    rows.lerp_(square.mean(-1, keepdim=True).to(rows.dtype), 1 - MOUSSE_BETA)
-    cols.lerp_(square.mean(-2, keepdim=True).to(cols.dtype), 1 - MOUSSE_BETA)
-    return u / (rows.sqrt().clamp_min(1e-8) * cols.sqrt().clamp_min(1e-8)).to(u.dtype)
+def filled(matrices: Sequence[Tensor]) -> Tensor:
+    """Matrices of one shape as a stack [B, m, n], zeros added up to a multiple of the number of processes."""
+    missing = -len(matrices) % ranks.world()
+    return torch.stack([*matrices, *[torch.zeros_like(matrices[0])] * missing])
 
 
 def decay_(weights: Sequence[Tensor], amount: float, delta: float | None = None) -> None:
@@ -97,42 +98,85 @@ class Muon:
             self.stacks.setdefault(key, []).append(parameter)
             self.factors[key] = late.muon if key.endswith("late") else 1.0
         self.momentum = {key: self._zeros(stack) for key, stack in self.stacks.items()}
+        self.own: dict[str, Tensor] = {}
+        self.works: dict[str, dist.Work] = {}
         self.squares: dict[str, Tensor] = {}
         if config.mousse:
-            for key, buffer in self.momentum.items():
-                self.squares[f"{key}.rows"] = torch.ones_like(buffer[..., :1], dtype=torch.float32)
-                self.squares[f"{key}.cols"] = torch.ones_like(buffer[:, :1], dtype=torch.float32)
+            from pgolf.train.mousse import first_squares
+
+            self.squares = first_squares(self.momentum)
+
+    def share(self, key: str) -> slice:
+        """The matrices of a stack that are this process's; at the end of a stack some of them may be filling."""
+        size = -(-len(self.stacks[key]) // ranks.world())
+        return slice(ranks.rank() * size, (ranks.rank() + 1) * size)
 
     def _zeros(self, stack: Sequence[nn.Parameter]) -> Tensor:
         low = self.config.momentum_dtype == "bfloat16"
-        return torch.zeros_like(torch.stack(list(stack)), dtype=torch.bfloat16 if low else None)
+        return torch.zeros_like(filled(stack), dtype=torch.bfloat16 if low else None)
 
     def direction(self, key: str, grad: Tensor, momentum: float) -> Tensor:
-        """The orthogonal direction of a stack's gradient [B, m, n], which is overwritten; takes it into the state."""
-        config = self.config
-        buffer = self.momentum[key].mul_(momentum).add_(grad)
+        """The orthogonal direction of the share's gradient [B, m, n], which is overwritten; takes it into the state."""
+        config, share = self.config, self.share(key)
+        buffer = self.momentum[key][share].mul_(momentum).add_(grad)
         update = grad.add_(buffer, alpha=momentum)
         if config.mousse:
-            update = precondition(update, self.squares[f"{key}.rows"], self.squares[f"{key}.cols"])
+            from pgolf.train.mousse import precondition
+
+            update = precondition(update, self.squares[f"{key}.rows"][share], self.squares[f"{key}.cols"][share])
         if config.row_norm:
             update = unit_rows(update, 1e-7)
         x = newton_schulz(update.to(self.dtype), config.ns_steps, COEFFICIENTS[config.newton_schulz])
         return unit_rows(x, 1e-8) if config.post_row_norm else x
 
     @torch.no_grad()
+    def launch(self) -> None:
+        """Start to add up the gradients of all processes, the largest stack first; all of them must exist."""
+        for key in self._largest_first():
+            grads = filled([parameter.grad for parameter in self.stacks[key]])  # type: ignore[misc]
+            self.own[key] = torch.empty_like(grads[self.share(key)])
+            self.works[key] = _reduce_scatter(self.own[key], grads, async_op=True)
+
+    def summed(self, key: str) -> Tensor:
+        """The summed gradients of this process's share, which may be changed."""
+        if (work := self.works.pop(key, None)) is not None:
+            work.wait()
+        return self.own[key]
+
+    @torch.no_grad()
     def step(self, lr: float, momentum: float, decay: float = 1.0) -> None:
         """One update with the scheduled learning rate, momentum and factor on the decay; all gradients must exist."""
-        for key, parameters in self.stacks.items():
-            grad = torch.stack([parameter.grad for parameter in parameters])  # type: ignore[misc]
-            x = self.direction(key, grad.to(self.momentum[key].dtype), momentum)
+        arriving = [(key, *self._arriving(key, momentum)) for key in self._largest_first()]
+        for key, x, work in arriving:
+            if work is not None:
+                work.wait()
+            parameters = self.stacks[key]
             rows, cols = parameters[0].shape
             weights: list[Tensor] = list(parameters)
             rate, huber = lr * self.factors[key], self.config.huber
             decay_(weights, rate * self.config.weight_decay * decay, huber and huber / cols**0.5)
-            torch._foreach_add_(
-                weights, list(x.to(weights[0].dtype).unbind()), alpha=-rate * max(1, rows / cols) ** 0.5
-            )
+            x = x[: len(weights)].to(weights[0].dtype)
+            torch._foreach_add_(weights, list(x.unbind()), alpha=-rate * max(1, rows / cols) ** 0.5)
 
-    def state(self) -> dict[str, Tensor]:
-        """The momentum buffers and mean squares, for a resumable state."""
-        return self.momentum | self.squares
+    def _arriving(self, key: str, momentum: float) -> tuple[Tensor, dist.Work | None]:
+        """The directions of a whole stack, and what to wait for before they are read."""
+        if ranks.world() == 1:
+            grad = torch.stack([parameter.grad for parameter in self.stacks[key]])  # type: ignore[misc]
+            return self.direction(key, grad.to(self.momentum[key].dtype), momentum), None
+        x = self.direction(key, self.summed(key).to(self.momentum[key].dtype), momentum)
+        whole = x.new_empty(self.momentum[key].shape)
+        return whole, _all_gather(whole, x.contiguous(), async_op=True)
+
+    def _largest_first(self) -> list[str]:
+        return sorted(self.stacks, key=lambda key: -self.momentum[key].numel())
+
+    def gathered(self) -> dict[str, Tensor]:
+        """The momentum buffers and mean squares of all processes, for a resumable state; all must call it."""
+        state = {}
+        for key, stack in self.stacks.items():
+            for name in (key, f"{key}.rows", f"{key}.cols") if self.squares else (key,):
+                held = self.momentum[key] if name == key else self.squares[name]
+                if ranks.world() > 1:
+                    _all_gather(held, held[self.share(key)].clone())
+                state[name] = held[: len(stack)]
+        return state

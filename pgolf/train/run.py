@@ -3,22 +3,28 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pgolf import ranks
 from pgolf.budget import Clock
 from pgolf.data.shuffled_rows import ShuffledRows
-from pgolf.data.streams import BatchStream, InTurn
+from pgolf.data.streams import BatchStream, Dealt, InTurn
 from pgolf.device import synchronize
+from pgolf.errors import InputError
 from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import GPT
 from pgolf.train.config import TrainConfig
 from pgolf.train.groups import split_parameters
-from pgolf.train.loop import Report, Snapshot, Trained, train
-from pgolf.train.schedule import micro_batches_before
+from pgolf.train.loop import Report, Trained, train
+from pgolf.train.schedule import largest_world, micro_batches_before
 from pgolf.train.trainer import Trainer
+
+if TYPE_CHECKING:
+    from pgolf.train.recorder import Snapshot
+    from pgolf.train.trace import Observe
 
 
 class Run(NamedTuple):
@@ -33,17 +39,18 @@ class Run(NamedTuple):
     """The averages of `train.ema_candidates`, float32, as `decay/parameter`."""
 
 
-def open_batches(config: TrainConfig, shards: Sequence[Path], rank: int = 0, world: int = 1) -> BatchStream:
-    """The micro-batches of one of `world` processes, in their fixed order.
+def open_batches(config: TrainConfig, shards: Sequence[Path]) -> BatchStream:
+    """The micro-batches of this process; dealt to all in turn, they are the same for any number of processes.
 
-    `train.ranks` is the number of ranks whose order is followed: process r reads what ranks r, r + world, ... would.
+    `train.ranks` is the number of ranks whose order is followed: micro-batch i is the next of rank i mod `ranks`.
     """
-    ranks = range(rank, max(config.ranks, world), world)
-    streams = [_open_rank(config, shards, each, max(config.ranks, world)) for each in ranks]
-    return streams[0] if len(streams) == 1 else InTurn(streams)
+    streams = [open_rank(config, shards, rank, config.ranks) for rank in range(config.ranks)]
+    stream = streams[0] if len(streams) == 1 else InTurn(streams)
+    return stream if ranks.world() == 1 else Dealt(stream, ranks.rank(), ranks.world())
 
 
-def _open_rank(config: TrainConfig, shards: Sequence[Path], rank: int, world: int) -> BatchStream:
+def open_rank(config: TrainConfig, shards: Sequence[Path], rank: int, world: int) -> BatchStream:
+    """The micro-batches that rank `rank` of `world` would read by itself."""
     if config.batches == "packed":
         from pgolf.data.packed_documents import PackedDocuments
 
@@ -80,11 +87,22 @@ def run_training(
     device: torch.device,
     dtype: torch.dtype,
     *,
-    resume: Snapshot | None = None,
+    resume: "Snapshot | None" = None,
     report: Callable[[Report], None] = lambda _: None,
-    save: Callable[[Snapshot], None] | None = None,
+    save: "Callable[[Snapshot], None] | None" = None,
+    observe: "Observe | None" = None,
+    record: bool = True,
 ) -> Run:
-    """Train from scratch or from `resume`; raises InputError when the data is too small for a batch."""
+    """Train from scratch or from `resume`, with what `train` takes; InputError when the data is too small for a batch.
+
+    Several processes train one model together: they get the same arguments and have the same result, whose progress
+    the first alone reports and saves.
+    """
+    if (most := largest_world(config)) % ranks.world():
+        raise InputError(
+            f"{ranks.world()} processes cannot share out every step evenly: start a number that divides {most}, the "
+            "micro-batches of a step (`batch_tokens` / `micro_tokens`; 1 with `finish`)"
+        )
     model = build_model(model_config, vocab_size, config.seed, device, dtype)
     cast_embedding(model, torch.bfloat16 if config.embed_dtype == "bfloat16" else torch.float32)
     model.prepare(config.micro_tokens if config.batches == "packed" else config.seq_len)
@@ -106,11 +124,12 @@ def run_training(
         if device.type == "cuda":
             trainer.warm_up(open_batches(config, shards))
             synchronize(device)
-        batches = reopen(micro_batches_before(config, resume.step) if resume else 0)
+        batches = reopen(micro_batches_before(config, resume.step) // ranks.world() if resume else 0)
     with clock.phase("train"), _ahead(batches, config, device) as stream:
         trained = train(
-            trainer, stream, lambda: clock.seconds("train"), resume=resume, report=report, save=save, finish=finish
-        )
+            trainer, stream, lambda: ranks.decide(clock.seconds("train")), resume=resume, report=report, save=save,
+            finish=finish, observe=observe, record=record,
+        )  # fmt: skip
         synchronize(device)
     cast_embedding(model, torch.float32)
     trained = trained._replace(seconds=clock.seconds("train"))

@@ -148,6 +148,12 @@ def micro_batches(config: TrainConfig, step: int) -> int:
     return max(1, round(tokens / config.micro_tokens))
 
 
+def largest_world(config: TrainConfig) -> int:
+    """The most processes that can share out every step evenly; any number of them must divide it."""
+    steps = range(config.curriculum.batch_steps + 1 if config.curriculum.batch_tokens else 1)
+    return 1 if config.finish.enabled else math.gcd(*(micro_batches(config, step) for step in steps))
+
+
 def micro_batches_before(config: TrainConfig, step: int) -> int:
     """Micro-batches that all steps before `step` have taken: where a resumed run goes on reading."""
     return sum(micro_batches(config, earlier) for earlier in range(step))

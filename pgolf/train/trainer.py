@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pgolf import ranks
 from pgolf.data.batches import BUCKET, Batch, cut_rows
-from pgolf.errors import InputError
 from pgolf.model.attention import Segments
 from pgolf.model.gpt import GPT
 from pgolf.train.averaging import EMA
 from pgolf.train.compiled import compile_model, plain_model
 from pgolf.train.config import TrainConfig
+from pgolf.train.exchange import Exchange
 from pgolf.train.gradients import LocalClip, selective_mean
 from pgolf.train.groups import layer_of, split_parameters
 from pgolf.train.muon import Muon
@@ -40,22 +41,33 @@ class Trainer:
             eps=1e-8,
             fused=True,
         )
+        self.exchange = None
+        if ranks.world() > 1:
+            self.exchange = Exchange(self.muon, [p for group in self.adam.param_groups for p in group["params"]])
         self.adam_names = [name for group in named for name in group["params"]]
         self.average = EMA(model, config.ema)
         self.candidates = {str(decay): EMA(model, decay) for decay in config.ema_candidates}
         self.snapshots = self._snapshots()
+        if config.kernels == "triton":
+            from pgolf.train.fast import install
+
+            install(model, config.matmul == "fp8")
         if cuda and config.compile:
             compile_model(model, mode=config.compile_mode)
 
     def backward(self, batches: Iterator[Batch], now: Settings) -> Tensor:
-        """Average the gradients of one step's micro-batches; returns the mean loss of all tokens, nats per token."""
+        """Average the gradients of one step's micro-batches; returns the mean loss of all tokens, nats per token.
+
+        `batches` are those of this process. Of several, each takes its part of the step, and what they found is being
+        added up when this returns: see `Exchange`.
+        """
         self.model.runs = min(now.runs, self.model.config.loop_runs)
         total = torch.zeros((), device=self.device)
         parts = None
         if self.config.clip == "local":
             parts = LocalClip(list(self.model.parameters()), self.config.grad_clip / now.micro_batches)
         with self._rounded(now.quantized):
-            for _ in range(now.micro_batches):
+            for _ in range(now.micro_batches // ranks.world()):
                 batch = cut_rows(next(batches), now.seq_len)
                 ids, targets, cu_seqlens = (None if t is None else t.to(self.device, non_blocking=True) for t in batch)
                 segments = None
@@ -72,16 +84,22 @@ class Trainer:
                 total += losses.detach().mean() / now.micro_batches
         if parts is not None:
             parts.finish()
+        if self.exchange is not None:
+            self.exchange.launch(total)
         return total
 
     def update(self, now: Settings) -> None:
         """Clip, step both optimizers at the scheduled rates, clear the gradients, average."""
         if self.config.clip == "global":
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+            from pgolf.train.norms import clip_globally
+
+            clip_globally(self, self.config.grad_clip)
         for group in self.adam.param_groups:
             group["lr"] = group["base_lr"] * now.multiplier
-        self.adam.step()
         self.muon.step(self.config.muon.lr * now.multiplier, now.momentum, now.decay)
+        if self.exchange is not None:
+            self.exchange.wait()
+        self.adam.step()
         self.adam.zero_grad()
         self.model.zero_grad()
         for average in (self.average, *self.candidates.values()):
@@ -102,9 +120,14 @@ class Trainer:
             from pgolf.train.choose import choose
 
             choices = {"": final} | {name: ema.average for name, ema in self.candidates.items()}
-            final = choices[choose(self, choices, list(itertools.islice(batches, self.config.choose_batches)))]
+            mine = range(ranks.rank(), self.config.choose_batches, ranks.world())
+            final = choices[choose(self, choices, list(itertools.islice(batches, len(mine))))]
         self.put(final)
         plain_model(self.model)
+        if self.config.kernels == "triton":
+            from pgolf.train.fast import remove
+
+            remove(self.model)
 
     def candidate_averages(self) -> dict[str, Tensor]:
         """Every average of `train.ema_candidates` as `decay/parameter`."""
@@ -129,41 +152,18 @@ class Trainer:
         batch = next(batches)
         lengths = {settings(self.config, 0, f).seq_len for f in _through(self.config.curriculum.seq_ramp)}
         for runs in range(1, self.model.config.loop_runs + 1) if self.config.loop_further_at else (1, ALL_RUNS):
-            now = settings(self.config, 0, 0.0)._replace(micro_batches=1, runs=runs, quantized=False)
+            now = settings(self.config, 0, 0.0)._replace(micro_batches=ranks.world(), runs=runs, quantized=False)
             for length, variant in itertools.product(sorted(lengths), _lengths(batch)):
                 self.backward(itertools.repeat(variant), now._replace(seq_len=length))
-        self.model.zero_grad()
+                if self.exchange is not None:
+                    self.exchange.wait()
+                self.model.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
-        """Weights, averages and optimizer moments by name."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for prefix, held in self._held().items():
-            tensors |= {f"{prefix}.{name}": tensor for name, tensor in held.items()}
-        for index, moments in self.adam.state_dict()["state"].items():
-            tensors |= {f"adam.{self.adam_names[index]}.{key}": value for key, value in moments.items()}
-        return tensors
+        """Weights, averages and optimizer moments by name; all processes must call it."""
+        from pgolf.train.recorder import state_of
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `state`, in place."""
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-        self.model.load_state_dict(part("model."))
-        for prefix, held in self._held().items():
-            saved = part(f"{prefix}.")
-            if set(held) != set(saved):
-                raise InputError("the saved state is of another program version: delete scratch/ to start over")
-            for name, tensor in saved.items():
-                held[name].copy_(tensor)
-        state = {index: part(f"adam.{name}.") for index, name in enumerate(self.adam_names)}
-        self.adam.load_state_dict({"state": state, "param_groups": self.adam.state_dict()["param_groups"]})
-
-    def _held(self) -> dict[str, dict[str, Tensor]]:
-        """Everything but weights and AdamW's moments, by prefix of its names in a saved state."""
-        held = {"ema": self.average.state(), "muon": self.muon.state()}
-        held |= {f"ema@{decay}": ema.state() for decay, ema in self.candidates.items()}
-        return held if self.snapshots is None else held | {"snapshots": self.snapshots.state()}
+        return state_of(self)
 
     def _snapshots(self) -> "RunningMean | LastMean | None":
         kind, live = self.config.average, self.average

@@ -13,7 +13,8 @@ from pgolf.model.gpt import GPT
 from pgolf.train.averaging import EMA
 from pgolf.train.choose import choose
 from pgolf.train.config import SnapshotConfig, TrainConfig
-from pgolf.train.loop import Snapshot, train
+from pgolf.train.loop import train
+from pgolf.train.recorder import Snapshot
 from pgolf.train.snapshots import LastMean, RunningMean
 from pgolf.train.trainer import Trainer
 

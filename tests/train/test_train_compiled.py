@@ -11,6 +11,7 @@ from pgolf.model.attention import Segments, attend
 from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import GPT
 from pgolf.train.compiled import compile_model, plain_model
+from pgolf.train.openings import openings
 
 VOCAB, LENGTH = 48, 24
 
@@ -94,6 +95,8 @@ def graphs(config):
     ids, targets, _ = batch()
     for looped in (False, True):
         model.looped = looped
+        model.losses(ids, targets).mean().backward()
+        openings(model, ids)  # a look at the gates makes no graph, and those that are there stay valid
         model.losses(ids, targets).mean().backward()
     return counter.frame_count
 

@@ -10,7 +10,7 @@ import torch
 from pgolf.data.shards import write_shard
 from pgolf.presets import apply_preset
 from pgolf.sections import load_sections
-from pgolf.train.run import open_batches
+from pgolf.train.run import open_batches, open_rank
 from pgolf.train.schedule import progress, settings
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def test_one_process_reads_the_micro_batches_of_eight_ranks_in_turn(name, shards
     assert config.batch_tokens == 8 * config.micro_tokens  # eight ranks, one row each
     small = dataclasses.replace(config, seq_len=32, micro_tokens=ROW, batch_tokens=8 * ROW)
     alone = open_batches(small, shards)
-    ranks = [open_batches(dataclasses.replace(small, ranks=1), shards, rank, 8) for rank in range(8)]
+    ranks = [open_rank(small, shards, rank, 8) for rank in range(8)]
     seen = []
     for _ in range(3):
         for rank in ranks:

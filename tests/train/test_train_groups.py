@@ -13,7 +13,7 @@ CONFIG = ModelConfig(
 
 
 def test_every_parameter_is_in_the_group_of_the_specification():
-    """Spec 5.7: matrices of the blocks to Muon, the embedding by itself, all the rest is scalar."""
+    """Matrices of the blocks to Muon, the embedding by itself, all the rest is scalar."""
     model = GPT(CONFIG, 64)
     groups = split_parameters(model)
     assert groups.keys() == {"embed", "scalar", "muon"}
@@ -46,7 +46,7 @@ def group_members(**changes):
 
 
 def test_parameters_of_every_technique_are_where_their_program_had_them():
-    """Spec 5.7: tables with the embedding, gates, scales and mixes scalar, further matrices of a block to Muon."""
+    """Tables with the embedding, gates, scales and mixes scalar, further matrices of a block to Muon."""
     hashed = HashConfig(rows=8, dim=4)
     assert group_members(bigram=hashed, trigram=hashed, value_embed=ValueEmbedConfig(last=1, dim=4)) == {
         "embed": {"bigram.embed.weight", "trigram.embed.weight", "ve_shared.embed.weight"},

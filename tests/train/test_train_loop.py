@@ -229,37 +229,17 @@ def test_same_seed_same_bits_other_seed_other_weights():
 def test_trace_has_the_documented_series():
     t, clock = trainer(with_(steps=7, trace_every=3, seconds=None)), FakeClock(0.5)
     trace = train(t, clock.tick(stream()), clock).trace
-    entries, layers, skips = 3, 3, len(t.model.skip_gates)
+    entries, layers = 3, 3
     shapes = {name: tuple(values.shape) for name, values in trace.items()}
     assert shapes == {
         **dict.fromkeys(("step", "seconds", "lr", "loss"), (entries,)),
         "grad_norm": (entries, layers),
-        "skip_gate": (entries, skips),
-        "q_gain": (entries, layers, MODEL.heads),
     }
     assert trace["step"].tolist() == [1, 4, 7]
     assert trace["seconds"].tolist() == [1.0, 4.0, 7.0]
     assert trace["lr"].tolist() == pytest.approx([1, 1, 2 / 7])
     assert trace["loss"][0].item() == pytest.approx(math.log(VOCAB), rel=0.01)
     assert (trace["grad_norm"] > 0).all()
-    torch.testing.assert_close(trace["skip_gate"], torch.full_like(trace["skip_gate"], 0.5), atol=0.05, rtol=0)
-    assert trace["q_gain"].mean().item() == pytest.approx(MODEL.qk_gain, rel=0.1)
-
-
-def test_trace_has_a_value_per_layer_and_head_of_every_gate():
-    model = GPT(dataclasses.replace(MODEL, attn_gate="window", mlp_gate=True), VOCAB)
-    trace = Trace(model)
-    with torch.no_grad():
-        for layer, block in enumerate(model.blocks):
-            block.attn.attn_gate_w.fill_(layer)
-            block.mlp_gate_w[1].fill_(1.0)
-            block.attn.q_gain.copy_(torch.tensor([layer, 9.0]))
-    trace.entry(1, 0.0, 1.0, torch.zeros(()))
-    found = trace.tensors()
-    width = math.sqrt(MODEL.gate_window)
-    assert found["attn_gate"][0].tolist() == [pytest.approx([layer * width] * MODEL.heads) for layer in range(3)]
-    assert found["mlp_gate"][0].tolist() == [pytest.approx([0.0, width])] * 3
-    assert found["q_gain"][0].tolist() == [[0.0, 9.0], [1.0, 9.0], [2.0, 9.0]]
 
 
 def test_trace_takes_the_gradient_norm_of_each_layer_before_clipping():

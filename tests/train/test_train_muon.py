@@ -174,6 +174,6 @@ def test_state_holds_every_momentum():
     for parameter in parameters.values():
         parameter.grad = torch.ones_like(parameter)
     muon.step(0.1, 0.9)
-    state = muon.state()
+    state = muon.gathered()
     assert sum(tensor.numel() for tensor in state.values()) == sum(map(math.prod, SHAPES.values()))
     assert all((tensor == 1).all() for tensor in state.values())

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from pgolf.train.config import LateConfig, MuonConfig
-from pgolf.train.muon import POLAR_EXPRESS, Muon, decay_, newton_schulz, precondition, unit_rows
+from pgolf.train.mousse import precondition
+from pgolf.train.muon import POLAR_EXPRESS, Muon, decay_, newton_schulz, unit_rows
 
 NONE_LATE = LateConfig()
 
@@ -42,7 +43,7 @@ def test_normuon_rows_have_equal_norm(row_norm):
 
 
 def test_normuon_doubles_an_up_projection_and_hardly_changes_a_wide_one():
-    """Spec 5.4: 4 d x d has rows of norm 1/2 after orthogonalisation, wide matrices have 1."""
+    """A matrix of 4 d x d has rows of norm 1/2 after orthogonalisation, wide matrices have 1."""
     torch.manual_seed(1)
     for shape, ratio in (((512, 128), 2.0), ((128, 512), 1.0)):
         grad = torch.randn(shape)
@@ -94,7 +95,7 @@ def test_mousse_preconditions_the_nesterov_update_of_every_stack():
         muon.step(0.1, 0.9)
         for n, p in parameters.items():
             torch.testing.assert_close(p.data, expected[n])
-    assert {"8x4", "4x8", "8x4.rows", "8x4.cols", "4x8.rows", "4x8.cols"} == set(muon.state())
+    assert {"8x4", "4x8", "8x4.rows", "8x4.cols", "4x8.rows", "4x8.cols"} == set(muon.gathered())
 
 
 def test_huber_decay_is_the_gradient_of_hubers_function():
@@ -150,9 +151,9 @@ def test_low_precision_momentum_keeps_the_weights_in_float32():
         for parameter, muon in zip(parameters, (low, high), strict=True):
             parameter.grad = grad.clone()
             muon.step(0.1, 0.9)
-    (buffer,) = low.state().values()
+    (buffer,) = low.gathered().values()
     assert buffer.dtype == torch.bfloat16
     assert parameters[0].dtype == torch.float32
-    torch.testing.assert_close(buffer.float(), *high.state().values(), rtol=0.02, atol=0.05)
+    torch.testing.assert_close(buffer.float(), *high.gathered().values(), rtol=0.02, atol=0.05)
     difference = (parameters[0] - parameters[1]).norm() / parameters[1].norm()
     assert 0 < difference < 0.02

@@ -12,15 +12,15 @@ from pgolf.config import build, to_dict
 from pgolf.data.prefetch import Prefetch
 from pgolf.data.shards import shard_name, write_shard
 from pgolf.data.shuffled_rows import ShuffledRows
-from pgolf.data.streams import InTurn
+from pgolf.data.streams import Dealt, InTurn
 from pgolf.errors import InputError
 from pgolf.model.config import ModelConfig
 from pgolf.train import finishing
 from pgolf.train import run as run_module
 from pgolf.train.config import AdamConfig, CurriculumConfig, FinishConfig, LateConfig, MuonConfig, TrainConfig
 from pgolf.train.finishing import distillation_loss
-from pgolf.train.loop import Snapshot
-from pgolf.train.run import build_model, open_batches, run_training
+from pgolf.train.recorder import Snapshot
+from pgolf.train.run import build_model, open_batches, open_rank, run_training
 from pgolf.train.schedule import settings
 from pgolf.train.trainer import Trainer
 
@@ -136,18 +136,20 @@ def test_the_curriculum_shapes_what_the_model_sees(shards, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["rows", "packed", "sequential", "coprime"])
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [1, 2, 3])
 def test_following_ranks_reads_what_they_would(shards, kind, world):
-    """Two ranks' order on one or two processes, and one process alone by default."""
+    """Two ranks' order on any number of processes, and one rank's by default; a part is skipped like the whole."""
     config = dataclasses.replace(CONFIG, batches=kind, ranks=2)
-    plain = dataclasses.replace(config, ranks=1)
-    ranks = [open_batches(plain, shards, rank, 2) for rank in range(2)]
-    processes = [open_batches(config, shards, rank, world) for rank in range(world)]
-    for _ in range(6):
-        for rank in range(2):
-            found = next(processes[rank % world])
-            assert torch.equal(found.inputs, next(ranks[rank]).inputs)
-    assert not isinstance(open_batches(plain, shards), InTurn)
+    ranks = [open_rank(config, shards, rank, 2) for rank in range(2)]
+    processes = [Dealt(open_batches(config, shards), rank, world) for rank in range(world)]
+    late = Dealt(open_batches(config, shards), world - 1, world)
+    late.skip(1)
+    for micro_batch in range(12):
+        found = next(processes[micro_batch % world])
+        assert torch.equal(found.inputs, next(ranks[micro_batch % 2]).inputs)
+        if micro_batch >= world and micro_batch % world == world - 1:
+            assert torch.equal(next(late).inputs, found.inputs)
+    assert not isinstance(open_batches(dataclasses.replace(config, ranks=1), shards), InTurn)
 
 
 def test_the_embedding_trains_in_bfloat16(shards):

@@ -53,7 +53,7 @@ def flat(tensors):
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("least_max", [0.0, 1.0])
 def test_the_grid_entry_by_entry(least_max, symmetric):
-    """Spec 6.5: scale = max(max |w| / 31, 1 / 31), codes from -32 (PR 401) or -31 (PR 635) to 31."""
+    """Scale = max(max |w| / 31, 1 / 31), codes from -32 (PR 401) or -31 (PR 635) to 31."""
     torch.manual_seed(0)
     w = torch.randn(2, 4, 9) * torch.tensor([0.1, 1.0, 3.0, 0.0])[:, None]
     found = fake_quantize(w, QatConfig(least_max=least_max, symmetric=symmetric))

@@ -13,7 +13,8 @@ from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import GPT
 from pgolf.train.checkpoint import Checkpoints
 from pgolf.train.config import TrainConfig
-from pgolf.train.loop import Snapshot, Trainer, train
+from pgolf.train.loop import Trainer, train
+from pgolf.train.recorder import Snapshot
 from pgolf.train.run import run_training
 
 VOCAB, LENGTH, STEPS = 64, 8, 7
