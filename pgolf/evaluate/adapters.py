@@ -48,7 +48,7 @@ class Adapters:
         kept = torch.promote_types(model.dtype, torch.float32)
         self.weights = [torch.zeros(rows, *size, device=device, dtype=kept) for size in sizes]  # A, B, A, B ...
         self.first = [torch.zeros_like(weight) for weight in self.weights] if config.beta1 else None
-        self.second = [torch.zeros_like(weight) for weight in self.weights]
+        self.second = [] if config.optimizer == "normalized" else [torch.zeros_like(weight) for weight in self.weights]
 
     def reset(self, seed: int) -> None:
         """Before a batch: B and the moments to zero; A is drawn with this seed, or kept with `warm_start`.
@@ -77,14 +77,20 @@ class Adapters:
         """One visit for each virtual layer and one for the head, which compute with the leaves."""
         scale, found = self.config.alpha / self.config.rank, [dict[str, Adapter]() for _ in range(self.visits + 1)]
         for name, a, b in zip(self.shapes, leaves[::2], leaves[1::2], strict=True):
-            factors = a.to(self.dtype).unbind(1), (b * scale).to(self.dtype).unbind(1)
-            for place, pair in enumerate(zip(*factors, strict=True)):
-                found[self.visits if name == "head" else place][name] = pair
-        return [Visit(adapters, remember) for adapters in found]
+            for place, pair in enumerate(zip(a.unbind(1), (b * scale).unbind(1), strict=True)):
+                dtype = a.dtype if name == "head" else self.dtype
+                down, up = (factor.to(dtype, copy=True) for factor in pair)  # no views: see compiled.py
+                found[self.visits if name == "head" else place][name] = down, up
+        return [Visit(adapters, remember, self.weights[0].dtype) for adapters in found]
 
     def step(self, rows: slice, gradients: Sequence[Tensor], number: int) -> None:
-        """Step `number`, from 1, of the rows' AdamW."""
+        """Step `number`, from 1, of the rows' optimizer."""
         for index, gradient in enumerate(gradients):
+            if not self.second:
+                from pgolf.evaluate.normalized import normalized
+
+                normalized(self.weights[index][rows], gradient, self.config)
+                continue
             first = self.first[index][rows] if self.first else None
             adamw(self.weights[index][rows], gradient, first, self.second[index][rows], number, self.config)
 

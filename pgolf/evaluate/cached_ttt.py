@@ -2,17 +2,19 @@
 
 The published form reads up to 2,048 tokens again for every 48 that it scores, because every step changes the adapters
 and with them all keys and values. Here those of earlier chunks stay as the adapters of their time made them, and no
-gradient flows through them. A document of n targets then costs about n tokens instead of n^2 / 2 K.
+gradient flows through them. A document of n targets then costs n tokens instead of n^2 / 2 K, so the context may be the
+whole document. The chunk at p has
 
-    1. the model reads the tokens [p - R, p + K) with the remembered keys and values of those before, and scores the
-       targets from p on;
-    2. unless the document ends there, one step on the mean loss of all it has read, through the same graph.
+    K(p) = max(K, p / G)
 
-With R = 0 each token passes once; otherwise the R tokens before are read again with the adapters of now, their keys and
-values are replaced, and there is more to learn from. Their losses stay what they were.
+targets, G being `growth`: short ones where a document begins, longer ones where much of it is known, so that a
+document takes about G (1 + log(n / K G)) steps instead of n / K. For each chunk
+
+    1. the model reads the tokens [p, p + K(p)) with what it remembers of those before, and scores their targets;
+    2. unless the document ends there, one step on the mean loss of the chunk, through the same graph.
 
 When L tokens are remembered, the last L - S are read again with the adapters of now, and all others forgotten: the
-contexts are those of sliding windows with stride S, and a long document costs L / S times its tokens.
+contexts are those of sliding windows with stride S, and a longer document costs up to L / S times its tokens.
 """
 
 import numpy as np
@@ -20,8 +22,8 @@ import torch
 from torch import Tensor
 
 from pgolf.evaluate.adapters import Adapters
-from pgolf.evaluate.config import EvaluateConfig
-from pgolf.evaluate.documents import Documents, Ints
+from pgolf.evaluate.config import EvaluateConfig, LoRAConfig
+from pgolf.evaluate.documents import Documents
 from pgolf.evaluate.journal import Journal
 from pgolf.evaluate.lora_ttt import Chunk, Text, charge
 from pgolf.evaluate.pace import Pace
@@ -32,9 +34,18 @@ LEAD = 2
 """Tokens before a chunk that its embeddings look back at: smear one, trigrams two."""
 
 
-def cached_passes(targets: Ints, chunk: int) -> int:
+def chunk_size(position: int, settings: LoRAConfig, factor: int = 1) -> int:
+    """Targets of the chunk at this place of a document, K(p), `factor` times as many to keep a budget."""
+    grown = position // settings.growth if settings.growth else 0
+    return max(settings.chunk_tokens, grown) * factor
+
+
+def cached_passes(longest: int, settings: LoRAConfig) -> int:
     """Passes of a batch through the model: small ones, which take about as long for few rows as for many."""
-    return int(-(-targets.max() // chunk))
+    position = number = 0
+    while position < longest:
+        position, number = position + chunk_size(position, settings), number + 1
+    return number
 
 
 def cached_batch(
@@ -44,30 +55,30 @@ def cached_batch(
     length, stride, rows = config.seq_len, config.stride, len(batch.targets)
     start, targets = (torch.from_numpy(column).to(text.tokens.device) for column in batch)
     memory: list[Visit] = []
-    number, position, before = 0, 0, journal.scored
+    number = position = 0
     while position < batch.targets[-1]:
         low = int(np.searchsorted(batch.targets, position, "right"))
         low = min(low, max(rows - 2, 0))  # one row alone would be compiled by itself
         part, mine = slice(low, rows), batch.targets[low:]
         remembered = memory[0].tokens if memory else 0
-        again = min(config.lora.reread, remembered)
         if remembered == length:
             remembered = length - stride
-            memory, again = _read_again(model, text, start[part] + position, remembered, adapters, part), 0
-        size = min(config.lora.chunk_tokens * pace.factor, length - remembered)
+            memory = _read_again(model, text, start[part] + position, remembered, adapters, part)
+        wanted = chunk_size(position, config.lora, pace.factor)
+        size = min(wanted, length - remembered)
         chunk, number = Chunk(start[part], targets[part], position, size), number + 1
         journal.score(int((mine.clip(position, position + size) - position).sum()))
         goes_on = pace.learning and int(mine[-1]) > position + size
         with torch.set_grad_enabled(goes_on):
             leaves = adapters.leaves(part)
-            visits = _remember(adapters.visit(leaves, remember=True), memory, len(mine), remembered - again)
-            losses = _score(model, text, chunk, visits, again)
+            visits = _remember(adapters.visit(leaves, remember=True), memory, len(mine), remembered)
+            losses = _score(model, text, chunk, visits)
         if goes_on:
             unfinished = (chunk.targets > position + size).to(losses.dtype)
             adapters.step(part, torch.autograd.grad((losses.mean(1) * unfinished).sum(), leaves), number)
-            journal.learn(journal.scored - before if again else int((mine > position + size).sum()) * size)
+            journal.learn(int((mine > position + size).sum()) * size)
         memory, position = visits, position + size
-        pace.did(size / config.lora.chunk_tokens, 1)
+        pace.did(size * pace.factor / wanted, 1)
 
 
 def _remember(visits: list[Visit], before: list[Visit], rows: int, tokens: int) -> list[Visit]:
@@ -88,16 +99,11 @@ def _read_again(model: GPT, text: Text, end: Tensor, tokens: int, adapters: Adap
     return visits
 
 
-def _score(model: GPT, text: Text, chunk: Chunk, visits: list[Visit], again: int) -> Tensor:
-    """The losses [rows, again + size] of a chunk and of the targets before it; those of the chunk are written down."""
+def _score(model: GPT, text: Text, chunk: Chunk, visits: list[Visit]) -> Tensor:
+    """The losses [rows, size] of a chunk, which are written down."""
     lead = min(LEAD, visits[0].tokens)
     end = chunk.targets.clamp(max=chunk.position + chunk.size)
-    place = (chunk.start + chunk.position)[:, None] + torch.arange(-again - lead, chunk.size, device=end.device)
+    place = (chunk.start + chunk.position)[:, None] + torch.arange(-lead, chunk.size, device=end.device)
     ids = text.tokens[place.where(place < (chunk.start + end)[:, None], 0)]
     hidden = model.hidden(ids.long(), visits=visits[:-1], lead=lead)
-    losses = charge(model, text, chunk, hidden[:, again:], visits[-1], end)
-    if not again:
-        return losses
-    asked = (place[:, lead : lead + again] + 1).clamp(max=len(text.tokens) - 1)  # of documents that have ended
-    known = model.surprise(hidden[:, :again], text.tokens[asked].long(), visits[-1])
-    return torch.cat([known, losses], dim=1)
+    return charge(model, text, chunk, hidden, visits[-1], end)

@@ -12,7 +12,7 @@ rows of training are too: a model that was trained on isolated documents has nev
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,18 +20,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pgolf import ranks
 from pgolf.errors import InputError
-from pgolf.evaluate import ranks
 from pgolf.evaluate.config import ChunkTTTConfig, EvaluateConfig
-from pgolf.evaluate.score import BOS, finite, on_device, score_windows, share
+from pgolf.evaluate.score import BOS, Scored, finite, on_device, score_windows, share
 from pgolf.evaluate.updates import Update
 from pgolf.evaluate.weights import borrowed, copies, put
 from pgolf.evaluate.windows import Windows
 from pgolf.model.attention import Segments
 from pgolf.model.gpt import GPT
-
-Report = Callable[[NDArray[np.float32], int, int], None]
-"""Gets the losses of all targets scored so far, the chunks done and the chunks in all."""
 
 
 class Chunk(NamedTuple):
@@ -94,7 +91,7 @@ class Learner:
         self.rows_per_pass, self.isolate_documents = rows_per_pass, isolate_documents
         self.parameters = adapted_parameters(model, config)
         groups = rate_groups(model, self.parameters, config.block_rates)
-        self.optimizer = torch.optim.SGD(
+        self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
             groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
         self.average = None if config.ema is None else copies(self.parameters)
@@ -169,7 +166,7 @@ def chunk_ttt(
     tokens: NDArray[np.uint16],
     windows: Windows,
     config: EvaluateConfig,
-    report: Report = lambda losses, done, total: None,
+    report: Scored = lambda *done: None,
 ) -> tuple[NDArray[np.float32], list[Update]]:
     """Loss of every target [n - 1], nats, of a stream [n], and what the weights learned when; the model is unchanged.
 
@@ -186,12 +183,13 @@ def chunk_ttt(
     found, updates, scored = np.empty(len(tokens) - 1, dtype=np.float32), [], 0
     with borrowed(learner.parameters):
         for index, (mine, first, end) in enumerate(chunks):
+            fresh = slice(scored, scored)
             if len(mine.end):
                 with learner.scoring_weights():
                     score_windows(model, stream, share(mine), config.batch_tokens, losses)
                 fresh = slice(scored, scored := int(mine.end[-1]))
                 found[fresh] = finite(ranks.merge_losses(losses[fresh]).cpu().numpy(), "lower `evaluate.chunk.lr`")
-            report(found[:scored], index + 1, len(chunks))
+            report(found[fresh], fresh, "", index + 1, len(chunks))
             rows = (end - first) // seq_len
             if index < trained and rows:
                 end = first + rows * seq_len

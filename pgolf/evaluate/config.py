@@ -68,8 +68,10 @@ class LoRAConfig:
     """Inner width r (PR 1530: 96; first version: 8)."""
     alpha: float = 144.0
     """The adapter's output is multiplied by alpha / r."""
+    optimizer: Literal["adamw", "normalized"] = "adamw"
+    """`normalized` steps along the gradient and has the length that AdamW's first step has; no betas, less memory."""
     lr: float = 0.0001
-    """Learning rate of AdamW (first version: 0.01)."""
+    """Learning rate (first version: 0.01): root mean square of what a step changes, or about that with AdamW."""
     beta1: float = 0.0
     """Decay of the first moment (first version: 0.9); 0 needs no memory."""
     beta2: float = 0.99
@@ -87,14 +89,14 @@ class LoRAConfig:
     """Targets that are scored together before one step on them (PR 1530: 32; first version: 256)."""
     documents: int = 64
     """Documents per batch."""
-    reread: int = 0
-    """`ttt: cached`: scored tokens before a chunk that are read and learned from once more with it."""
+    growth: int | None = None
+    """`ttt: cached`: chunks grow with the text before them, to 1 / growth of it; null: all are `chunk_tokens` long."""
 
     def __post_init__(self) -> None:
-        for name in ("rank", "chunk_tokens", "documents"):
-            if getattr(self, name) < 1:
+        for name in ("rank", "chunk_tokens", "documents", "growth"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"`{name}` is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "weight_decay", "reread"):
+        for name in ("lr", "weight_decay"):
             if getattr(self, name) < 0:
                 raise InputError(f"`{name}` is {getattr(self, name)}; it must not be negative")
         if not 0 <= self.carry <= 1:
@@ -102,6 +104,8 @@ class LoRAConfig:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"`{name}` is {getattr(self, name)}; it must be at least 0 and less than 1")
+        if self.optimizer == "normalized" and self.beta1:
+            raise InputError(f"`beta1` is {self.beta1}, but `optimizer: normalized` has no moments: set it to 0")
         if self.eps <= 0:
             raise InputError(f"`eps` is {self.eps}; it must be greater than 0")
         if not self.maps or len(set(self.maps)) < len(self.maps):
@@ -153,6 +157,9 @@ class EvaluateConfig:
     limit."""
     compile: bool = True
     """torch.compile for `lora`, `phased` and `cached` on CUDA; a CPU always runs eagerly."""
+    temperature: float = 1.0
+    """Logits are divided by it in every score. Legal where it was found on training text, as `pgolf sweep temperature`
+    does; PR 401's author picked one on validation text, which leaks."""
     measure_gain: bool = True
     """With `ttt`: score the same windows once more unadapted, off the evaluation clock, to report `ttt_gain_bpb`."""
     subset_targets: int | None = None
@@ -168,6 +175,8 @@ class EvaluateConfig:
             raise InputError(
                 f"`batch_tokens` {self.batch_tokens} must hold at least one row of `seq_len` {self.seq_len}"
             )
+        if self.temperature <= 0:
+            raise InputError(f"`temperature` is {self.temperature}; it must be greater than 0")
         if self.seconds is not None and self.seconds <= 0:
             raise InputError(f"`seconds` is {self.seconds}; it must be greater than 0, or null")
         if self.ttt in ("lora", "phased", "cached"):

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pgolf import ranks
 from pgolf.budget import Clock
-from pgolf.evaluate import ranks
 from pgolf.evaluate.adapters import Adapters
-from pgolf.evaluate.compiled import compiled
+from pgolf.evaluate.compiled import back_end, compiled
 from pgolf.evaluate.config import EvaluateConfig
 from pgolf.evaluate.documents import (
     Documents,
@@ -28,20 +28,17 @@ from pgolf.evaluate.documents import (
 from pgolf.evaluate.journal import Journal
 from pgolf.evaluate.lora_ttt import Text, lora_batch, passes
 from pgolf.evaluate.pace import Pace
-from pgolf.evaluate.score import BOS, finite, on_device
+from pgolf.evaluate.score import BOS, Scored, finite, on_device
 from pgolf.evaluate.updates import Update
 from pgolf.evaluate.weights import borrowed, frozen
 from pgolf.model.gpt import GPT
-
-Report = Callable[[NDArray[np.float32], Ints, str, int, int], None]
-"""Gets the losses of a batch, the targets that they belong to, a remark, documents done by this rank and its share."""
 
 Batch = Callable[[GPT, Text, Documents, Adapters, EvaluateConfig, Journal, Pace], None]
 """Scores a batch of documents and adapts to each."""
 
 
 def document_ttt(
-    model: GPT, tokens: NDArray[np.uint16], config: EvaluateConfig, report: Report = lambda *done: None
+    model: GPT, tokens: NDArray[np.uint16], config: EvaluateConfig, report: Scored = lambda *done: None
 ) -> tuple[NDArray[np.float32], list[Update]]:
     """Loss of every target [n - 1], nats, of a stream [n], and what was learned when; the model is unchanged.
 
@@ -63,7 +60,7 @@ def document_ttt(
     done, mine = 0, sum(len(queue[i]) for share in shares for i in share)
     model.prepare(config.seq_len)
     parameters, device = list(model.parameters()), model.tok_emb.weight.device
-    backend = "inductor" if config.compile and device.type == "cuda" else None
+    backend = back_end(config, device)
     with clock.phase("ttt"), borrowed(parameters):
         for phase, share in enumerate(shares):
             sets: dict[int, Adapters] = {}
@@ -75,7 +72,8 @@ def document_ttt(
                     sets[size] = Adapters(model, config.lora, size)
                     sets[size].shared = others.shared if others else None
                 sets[size].reset(index)
-                with frozen(parameters), compiled(model, backend):
+                alone = size == 1  # which torch.compile would make graphs of its own for
+                with frozen(parameters), compiled(model, None if alone else backend):
                     adapt(model, text, batch, sets[size], config, journal, pace)
                     sets[size].end()
                 places, done = batch.places(), done + size
@@ -95,7 +93,7 @@ def _cost(documents: Documents, batch: Ints, config: EvaluateConfig) -> int:
     if config.ttt == "cached":
         from pgolf.evaluate.cached_ttt import cached_passes
 
-        return cached_passes(documents.targets[batch], config.lora.chunk_tokens)
+        return cached_passes(int(documents.targets[batch].max()), config.lora)
     return passes(documents.targets[batch], config.lora.chunk_tokens, config.seq_len)
 
 

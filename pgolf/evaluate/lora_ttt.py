@@ -65,24 +65,31 @@ def lora_batch(
         low = min(low, max(rows - 2, 0))  # one row alone would be compiled by itself
         for part in even_parts(low, rows, max(config.batch_tokens // width, 1)):
             chunk, mine = Chunk(start[part], targets[part], position, size), batch.targets[part]
-            goes_on = learning and mine[-1] > position + size
+            goes_on = learning and int(mine[-1]) > position + size
             journal.score(int((mine.clip(position, position + size) - position).sum()))
+            score_and_learn(model, text, chunk, adapters, part, length, int(mine[-1]), number if goes_on else None)
             if goes_on:
-                leaves = adapters.leaves(part)
-                losses = score_chunk(model, text, chunk, adapters.visit(leaves), length, int(mine[-1]))
-                unfinished = (chunk.targets > position + size).to(losses.dtype)
-                adapters.step(part, torch.autograd.grad((losses.mean(1) * unfinished).sum(), leaves), number)
                 steps[part] += 1
                 journal.learn(int((mine > position + size).sum()) * size)
-            else:
-                with torch.no_grad():
-                    visits = adapters.visit([weight[part] for weight in adapters.weights])
-                    score_chunk(model, text, chunk, visits, length, int(mine[-1]))
             done = len(mine) * width
             pace.did(done * size / config.lora.chunk_tokens, done)
         position += size
     for row, missing in enumerate(steps.max() - steps):
         adapters.decay(row, int(missing))
+
+
+def score_and_learn(
+    model: GPT, text: Text, chunk: Chunk, adapters: Adapters, rows: slice, length: int, longest: int, step: int | None
+) -> None:
+    """Score a chunk of these rows, then take the step of this number, if one is given, through the same graph.
+
+    Gradients are prepared in any case: to compile the model once more without them takes longer than they do.
+    """
+    leaves = adapters.leaves(rows)
+    losses = score_chunk(model, text, chunk, adapters.visit(leaves), length, longest)
+    if step is not None:
+        unfinished = (chunk.targets > chunk.position + chunk.size).to(losses.dtype)
+        adapters.step(rows, torch.autograd.grad((losses.mean(1) * unfinished).sum(), leaves), step)
 
 
 def even_parts(first: int, end: int, most: int) -> list[slice]:

@@ -4,19 +4,24 @@
 training brought; nothing in the score needs it.
 """
 
+import contextlib
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pgolf import ranks
 from pgolf.evaluate.config import EvaluateConfig
-from pgolf.evaluate.score import Score, summarize, token_losses, windows_for
+from pgolf.evaluate.score import Places, Score, Scored, summarize, token_losses, windows_for
 from pgolf.evaluate.updates import Update
 from pgolf.model.gpt import GPT
 
 Progress = Callable[[str, int, int], None]
 """Gets the phase, its steps done and its steps in all."""
+Seconds = Callable[[], float]
+"""The evaluation clock."""
 
 
 class Evaluation(NamedTuple):
@@ -28,6 +33,8 @@ class Evaluation(NamedTuple):
     """Nats per target."""
     updates: list[Update]
     """What test-time training changed when; empty without."""
+    seconds: NDArray[np.float32] | None = None
+    """Evaluation clock when the batch of each target was scored; None without test-time training."""
 
 
 class References(NamedTuple):
@@ -43,27 +50,63 @@ class References(NamedTuple):
     """Nats per target of the unadapted score, where it was measured beside test-time training."""
 
 
+def _at_temperature(model: GPT, config: EvaluateConfig) -> contextlib.AbstractContextManager[None]:
+    if config.temperature == 1:
+        return contextlib.nullcontext()
+    from pgolf.evaluate.temperature import tempered
+
+    return tempered(model, config.temperature)
+
+
+def warm_up(model: GPT, config: EvaluateConfig) -> None:
+    """Compile what `evaluate` will run, on random tokens: nothing that the clock of an evaluation must hold."""
+    if config.ttt in ("lora", "phased"):
+        from pgolf.evaluate.compiled import back_end
+        from pgolf.evaluate.warm_up import compile_adaptation
+
+        if backend := back_end(config, model.tok_emb.weight.device):
+            with _at_temperature(model, config):
+                compile_adaptation(model, config, backend)
+
+
 def evaluate(
     model: GPT,
     tokens: NDArray[np.uint16],
     token_bytes: NDArray[np.integer],
     config: EvaluateConfig,
     report: Progress = lambda phase, done, total: None,
+    now: Seconds = lambda: math.nan,
 ) -> Evaluation:
     """Score a stream [n] with the bytes charged to each token [n]; every target counts exactly once."""
-    updates: list[Update] = []
     if config.ttt == "none":
         losses = _unadapted(model, tokens, config, config.stride, report)
-    elif config.ttt == "chunk":
+        return Evaluation(summarize(losses, token_bytes[1:]), losses, [])
+    with _at_temperature(model, config):
+        losses, updates, seconds = _adapted(model, tokens, token_bytes, config, report, now)
+    return Evaluation(summarize(losses, token_bytes[1:]), losses, updates, seconds)
+
+
+def _adapted(
+    model: GPT,
+    tokens: NDArray[np.uint16],
+    token_bytes: NDArray[np.integer],
+    config: EvaluateConfig,
+    report: Progress,
+    now: Seconds,
+) -> tuple[NDArray[np.float32], list[Update], NDArray[np.float32]]:
+    """Losses with test-time training, its updates, and when each target was scored."""
+    seconds = np.full(len(tokens) - 1, np.nan, dtype=np.float32)
+    unit = "chunk" if config.ttt == "chunk" else "document"
+    scored = _running(f"{config.ttt} {unit}", token_bytes[1:], report, seconds, now)
+    if config.ttt == "chunk":
         from pgolf.evaluate.chunk_ttt import chunk_ttt
 
-        windows = windows_for(tokens, config, config.stride)
-        losses, updates = chunk_ttt(model, tokens, windows, config, _running_bpb(token_bytes[1:], report))
-    else:
-        from pgolf.evaluate.document_ttt import document_ttt
+        losses, updates = chunk_ttt(model, tokens, windows_for(tokens, config, config.stride), config, scored)
+        return losses, updates, seconds
+    from pgolf.evaluate.document_ttt import document_ttt
 
-        losses, updates = document_ttt(model, tokens, config, _documents_bpb(config.ttt, token_bytes[1:], report))
-    return Evaluation(summarize(losses, token_bytes[1:]), losses, updates)
+    losses, updates = document_ttt(model, tokens, config, scored)
+    return losses, updates, np.fmax.reduce(ranks.collect(seconds))  # each rank scored other documents
 
 
 def references(
@@ -97,35 +140,23 @@ def _unadapted(
     """Losses of all targets under windows of this stride."""
     phase = "sliding" if stride < config.seq_len else "plain"
     windows = windows_for(tokens, config, stride)
-    return token_losses(model, tokens, windows, config.batch_tokens, lambda done, total: report(phase, done, total))
+    with _at_temperature(model, config):
+        return token_losses(model, tokens, windows, config.batch_tokens, lambda done, total: report(phase, done, total))
 
 
-def _running_bpb(
-    target_bytes: NDArray[np.integer], report: Progress
-) -> Callable[[NDArray[np.float32], int, int], None]:
-    """A report per chunk that says the BPB so far."""
-    bits, text, seen = 0.0, 0, 0
-
-    def chunk_done(losses: NDArray[np.float32], done: int, total: int) -> None:
-        nonlocal bits, text, seen
-        bits += float(losses[seen:].sum(dtype=np.float64)) / np.log(2)
-        text += int(target_bytes[seen : len(losses)].sum(dtype=np.int64))
-        seen = len(losses)
-        report(f"chunk TTT, {bits / max(text, 1):.4f} BPB, chunk", done, total)
-
-    return chunk_done
-
-
-def _documents_bpb(
-    kind: str, target_bytes: NDArray[np.integer], report: Progress
-) -> Callable[[NDArray[np.float32], NDArray[np.int64], str, int, int], None]:
-    """A report per batch of documents that says the BPB so far, of this rank."""
+def _running(
+    what: str, target_bytes: NDArray[np.integer], report: Progress, seconds: NDArray[np.float32], now: Seconds
+) -> Scored:
+    """A report per batch that says the BPB so far, of this rank, and notes when each target was scored."""
     bits, text = 0.0, 0
 
-    def batch_done(losses: NDArray[np.float32], places: NDArray[np.int64], remark: str, done: int, total: int) -> None:
+    def scored(losses: NDArray[np.float32], places: Places, remark: str, done: int, total: int) -> None:
         nonlocal bits, text
         bits += float(losses.sum(dtype=np.float64)) / np.log(2)
         text += int(target_bytes[places].sum(dtype=np.int64))
-        report(f"{kind} TTT, {bits / max(text, 1):.4f} BPB, {remark or 'first passes'}, document", done, total)
+        seconds[places] = now()
+        kind, _, unit = what.partition(" ")
+        parts = [f"{kind} TTT", f"{bits / max(text, 1):.4f} BPB", remark, unit]
+        report(", ".join(part for part in parts if part), done, total)
 
-    return batch_done
+    return scored

@@ -15,13 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pgolf import ranks
 from pgolf.errors import InputError
-from pgolf.evaluate import ranks
 from pgolf.evaluate.config import EvaluateConfig
 from pgolf.evaluate.windows import Windows, plan_documents, plan_windows
 from pgolf.model.gpt import GPT
 
 BOS = 1
+Places = NDArray[np.int64] | slice
+"""Targets, counted in the stream."""
+Scored = Callable[[NDArray[np.float32], Places, str, int, int], None]
+"""Gets the losses of a batch, the targets that they belong to, a remark, the batches (or documents) done and in all."""
 
 
 class Score(NamedTuple):

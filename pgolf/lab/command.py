@@ -137,14 +137,14 @@ def _columns(results: list[dict[str, Any]], before: Any) -> tuple[tuple[str, ...
 def _materialise(grid: "Grid", name: str, params: Path) -> None:
     """Set a row's values in the parameter file, and say how to run the row without that."""
     from pgolf.config import suggest
-    from pgolf.lab.schemes import nested
     from pgolf.presets import apply_preset
+    from pgolf.sweep.grid import set_values
 
     cells = {cell.name: cell for cell in grid.cells()}
     if name not in cells:
         raise InputError(f"grid `{grid.name}` has no row `{name}`{suggest(name, cells)}")
     values = {**grid.shared, **cells[name].values}
-    apply_preset(params, *grid.presets, also=nested(values))
+    apply_preset(params, *grid.presets, also=set_values({}, values))
     options = " ".join(f"-S '{key}={json.dumps(value)}'" for key, value in values.items())
     said = f"{params} holds `{name}` now: dvc exp run. Or, without that:\ndvc exp run {options}"
     console.print(said, soft_wrap=True, markup=False)

@@ -21,15 +21,14 @@ def loss_shares(matrices: list[Diagnosis]) -> Figure:
     measured = sorted((each for each in matrices if each.share is not None), key=lambda each: each.share or 0.0)
     drawn = measured[-SHOWN:]
     figure, (axes,) = plots.figure(0.26 * len(drawn) + 1.2)
-    axes.barh(
-        [each.report.name.removesuffix(".weight") for each in drawn], [100 * (each.share or 0.0) for each in drawn],
-        color=plots.BLUE,
-    )  # fmt: skip
-    axes.grid(axis="y", visible=False)
-    axes.margins(y=0.01)
+    names = [each.report.name.removesuffix(".weight") for each in drawn]
+    shares = {plots.Label("share"): [100 * (each.share or 0.0) for each in drawn]}
+    plots.bars(axes, names, shares, lambda percent, _: f"{percent:z.1f}")
+    axes.axvline(0, color=plots.GREY, linewidth=1)
+    axes.margins(x=0.1)
     axes.set_xlabel("percent of the rise of the loss")
-    more = f", the {SHOWN} largest of {len(measured)}" if len(measured) > SHOWN else ""
-    plots.title(axes, f"What comes back when one matrix is put back{more}")
+    more = f": the {SHOWN} largest of {len(measured)}" if len(measured) > SHOWN else ""
+    plots.title(axes, f"Loss that comes back when one matrix keeps full precision{more}")
     return figure
 
 
@@ -41,7 +40,7 @@ def code_distributions(runs: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     roles = list(dict.fromkeys(role for counts in runs.values() for role in counts))
     columns = min(3, len(roles))
     rows = -(-len(roles) // columns)
-    figure, panels = plots.figure(2.1 * rows + 0.8, rows=rows, columns=columns, sharey=True)
+    figure, panels = plots.figure(2.1 * rows + 1.1, rows=rows, columns=columns, sharey=True)
     codes = np.arange(-127.0, 128.0)
     for axes, role in zip(panels, roles, strict=False):
         for look, counts in zip(plots.labels(list(runs)), runs.values(), strict=True):
@@ -63,6 +62,7 @@ def code_distributions(runs: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     panels[0].set_ylabel("share of the codes")
     for axes in panels[max(0, len(roles) - columns) : len(roles)]:
         axes.set_xlabel("code")
+    plots.headline(figure, "Codes of the matrices by role")
     plots.legend_below(figure, panels[0])
     return figure
 

@@ -2,7 +2,7 @@
 
 A row is quantized, packed (its size is that of the real streams) and scored in windows that do not overlap. Rows run
 side by side in threads: while one is packed on a core, the next one is rounded and scored, on the GPU where there is
-one. A row's result lies under the digest of everything that it depends on, so a sweep that was stopped goes on.
+one. A row's result lies under the digest of its parameters and inputs (not of the code), so a stopped sweep goes on.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +27,6 @@ from pgolf.sweep.grid import Cell, Grid
 
 VARIABLE = ("quantize.", "compress.")
 """What rows may set: the rest is the same for all."""
-REFERENCE = "full precision"
-"""Name of the row without quantization, which has no bytes."""
 
 
 class SchemeRow(NamedTuple):
@@ -139,15 +137,3 @@ def _kept(folder: Path, row: SchemeRow) -> dict[str, Any] | None:
     path = _path(folder, row)
     found: dict[str, Any] | None = artifacts.read_json(path, "sweep quantize") if path.exists() else None
     return found
-
-
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as mappings in mappings."""
-    document: dict[str, Any] = {}
-    for key, value in values.items():
-        *path, last = key.split(".")
-        place = document
-        for part in path:
-            place = place.setdefault(part, {})
-        place[last] = value
-    return document

@@ -14,10 +14,11 @@ from pgolf.data.tokens import Tokens, open_tokens
 from pgolf.device import pick_device
 from pgolf.errors import InputError
 from pgolf.evaluate.config import EvaluateConfig
-from pgolf.evaluate.score import Score, summarize, token_losses, windows_for
+from pgolf.evaluate.score import Score
 from pgolf.model.gpt import GPT
 from pgolf.quant.config import QuantizeConfig
 from pgolf.quant.state import split_key
+from pgolf.sweep.measure import plain_score
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,24 +33,11 @@ class Workbench:
     dtype: torch.dtype
 
     def score(self, state: Mapping[str, Tensor], config: EvaluateConfig) -> Score:
-        """Score of these parameters in windows that do not overlap.
-
-        On the first `subset_targets` targets, or on all.
-        """
+        """Score of these parameters in windows that do not overlap; the rest as for `plain_score`."""
         with torch.device("meta"):
             model = GPT(self.checkpoint.config, self.checkpoint.vocab_size, self.dtype)
         model.load_state_dict(dict(state), assign=True)
-        end = len(self.tokens.val) if config.subset_targets is None else config.subset_targets + 1
-        if end > len(self.tokens.val):
-            raise InputError(
-                f"`evaluate.subset_targets` is {config.subset_targets}, there are only {len(self.tokens.val) - 1} "
-                "targets: lower it"
-            )
-        val = self.tokens.val[:end]
-        windows = windows_for(val, config, config.seq_len)
-        return summarize(
-            token_losses(model.to(self.device), val, windows, config.batch_tokens), self.tokens.val_bytes[1:end]
-        )
+        return plain_score(model.to(self.device), config, self.tokens)
 
 
 def open_workbench(model: Path = paths.MODEL, hessians: Path = paths.HESSIANS) -> Workbench:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from pgolf.evaluate.config import EvaluateConfig, LoRAConfig, PhasesConfig
+from pgolf.evaluate.document_ttt import document_ttt
 from pgolf.evaluate.windows import Windows
 from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import GPT
@@ -32,6 +33,23 @@ def stream_of(*targets, seed=0):
     generator = np.random.default_rng(seed)
     parts = [np.append(1, generator.integers(2, VOCAB, length - 1)) for length in targets]
     return np.concatenate([*parts, [1]]).astype(np.uint16)
+
+
+def replaced(tokens, span):
+    """The same with other tokens in `span`, none of which begins a document."""
+    changed = tokens.copy()
+    changed[span] = (changed[span] - 2 + 7) % (VOCAB - 2) + 2
+    return changed
+
+
+def assert_no_token_reaches_back(model, targets, config, cut):
+    """Other tokens behind target `cut` of one document leave the losses before it as they are, bit for bit."""
+    tokens = stream_of(targets)
+    changed = replaced(tokens, slice(cut + 1, targets))
+    changed[targets] = 5  # the last target
+    before, after = document_ttt(model, tokens, config)[0], document_ttt(model, changed, config)[0]
+    assert np.array_equal(before[:cut].view(np.uint32), after[:cut].view(np.uint32))
+    assert before[cut] != after[cut], "the first changed token is target `cut`"
 
 
 def settings_of(ttt="lora", batch_tokens=256, phases=None, chunk=None, seconds=None, stride=LENGTH, **lora):

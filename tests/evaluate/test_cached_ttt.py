@@ -7,13 +7,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from document_models import CHUNK, LENGTH, VOCAB, settings_of, stream_of, tiny_model
+from document_models import CHUNK, LENGTH, assert_no_token_reaches_back, settings_of, stream_of, tiny_model
 
 from pgolf.audit.probes import intervals
 from pgolf.config import build
 from pgolf.errors import InputError
 from pgolf.evaluate.adapters import Adapters
-from pgolf.evaluate.cached_ttt import cached_passes
+from pgolf.evaluate.cached_ttt import cached_passes, chunk_size
 from pgolf.evaluate.config import EvaluateConfig
 from pgolf.evaluate.document_ttt import document_ttt
 from pgolf.evaluate.documents import find_documents, plan_batches
@@ -39,7 +39,7 @@ def cached(**options):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"chunk_tokens": 3, "reread": 5}, {"chunk_tokens": LENGTH}, {"documents": 6, "reread": LENGTH}]
+    "options", [{}, {"chunk_tokens": 3, "growth": 2}, {"chunk_tokens": LENGTH}, {"documents": 6, "growth": 1}]
 )
 def test_without_a_rate_it_is_the_sliding_evaluation(model, tokens, options):
     config = cached(lr=0.0, weight_decay=0.0, **options)
@@ -67,32 +67,34 @@ def slow_cached(model, tokens, config):
             memory, position = None, 0
             while position < text.size(1) - 1:
                 held = 0 if memory is None else memory[0][0].size(1)
-                slid = held == LENGTH
-                if slid:
-                    memory, held = (
-                        run(model, adapters, weights, text[:, position - STRIDE : position], None, 0)[1],
-                        STRIDE,
-                    )
-                size = min(lora.chunk_tokens, LENGTH - held, text.size(1) - 1 - position)
-                again = 0 if slid else min(lora.reread, held)
-                lead = min(held - again, 1)
-                if memory is not None:
-                    memory = [tuple(part[:, : held - again] for part in past) for past in memory]
-                ids = text[:, position - again - lead : position + size]
+                if held == LENGTH:
+                    again, held = text[:, position - STRIDE : position], STRIDE
+                    _, memory = run(model, adapters, weights, again, None, 0)
+                wanted = lora.chunk_tokens if lora.growth is None else max(lora.chunk_tokens, position // lora.growth)
+                size = min(wanted, LENGTH - held, text.size(1) - 1 - position)
+                lead = min(held, 1)
+                ids = text[:, position - lead : position + size]
                 hidden, memory = run(model, adapters, weights, ids, memory, lead)
                 logits = hidden @ model.tok_emb.weight.T
                 a, b = weights[-2:]
                 logits = logits + lora.alpha / lora.rank * hidden @ a[0, 0].T @ b[0, 0].T
                 logits = model.config.softcap * torch.tanh(logits / model.config.softcap)
-                targets = text[0, position - again + 1 : position + size + 1]
-                losses = -torch.log_softmax(logits[0], -1)[range(again + size), targets]
+                targets = text[0, position + 1 : position + size + 1]
+                losses = -torch.log_softmax(logits[0], -1)[range(size), targets]
                 place = documents.start[document] + position
-                out[place : place + size] = losses[again:].detach().numpy()
+                out[place : place + size] = losses.detach().numpy()
                 position += size
                 if position < text.size(1) - 1:
                     optimizer.zero_grad()
                     losses.mean().backward()
-                    optimizer.step()
+                    if lora.optimizer == "normalized":
+                        for weight in weights:
+                            with torch.no_grad():
+                                weight *= 1 - lora.lr * lora.weight_decay
+                                norm = weight.grad.square().sum().sqrt() + 1e-30  # A has no gradient while B is zero
+                                weight -= lora.lr * weight.numel() ** 0.5 * weight.grad / norm
+                    else:
+                        optimizer.step()
     return out
 
 
@@ -106,7 +108,9 @@ def run(model, adapters, weights, ids, memory, lead):
     return hidden, [tuple(part.detach() for part in visit.past) for visit in visits[:-1]]
 
 
-@pytest.mark.parametrize("options", [{"lr": 0.01}, {"lr": 0.03, "chunk_tokens": 3, "reread": 4}])
+@pytest.mark.parametrize(
+    "options", [{"lr": 0.01}, {"lr": 0.03, "chunk_tokens": 3, "growth": 2, "optimizer": "normalized"}]
+)
 def test_agrees_with_one_document_at_a_time(tokens, options):
     model, config = tiny_model(dtype=torch.float64), cached(warm_start=False, **options)
     found, _ = document_ttt(model, tokens, config)
@@ -139,20 +143,12 @@ def test_old_keys_stay_and_no_gradient_flows_into_them(model):
 
 @pytest.mark.parametrize("cut", [0, 4, 15, 16, 23, 24, 41])
 def test_no_token_changes_an_earlier_loss_of_its_document(model, cut):
-    tokens, config = stream_of(42), cached(reread=6)
-    before, _ = document_ttt(model, tokens, config)
-    changed = tokens.copy()
-    changed[cut + 1 : 42] = (changed[cut + 1 : 42] - 2 + 7) % (VOCAB - 2) + 2
-    changed[42] = 5
-    after, _ = document_ttt(model, changed, config)
-    assert np.array_equal(before[:cut].view(np.uint32), after[:cut].view(np.uint32))
-    assert before[cut] != after[cut]
+    assert_no_token_reaches_back(model, 42, cached(growth=2), cut)
 
 
 def test_the_log_has_every_step_after_its_score(model, tokens):
-    for config in (cached(reread=6), cached()):
-        _, updates = document_ttt(model, tokens, config)
-        assert intervals(as_table(updates).numpy(), len(tokens) - 1).verdict == "pass"
+    _, updates = document_ttt(model, tokens, cached())
+    assert intervals(as_table(updates).numpy(), len(tokens) - 1).verdict == "pass"
     assert sum(u.end - u.first for u in updates) == sum((n - 1) // CHUNK * CHUNK for n in TARGETS)
     assert all(a.end <= b.end for a, b in itertools.pairwise(updates))
 
@@ -167,7 +163,20 @@ def test_every_token_passes_once_and_again_where_windows_slide(tokens):
     document_ttt(model, stream_of(40), cached())
     again = (40 - LENGTH) // STRIDE
     assert sum(counted) == 40 + again * (LENGTH - STRIDE)
-    assert len(counted) == cached_passes(np.array([40]), CHUNK) + again
+    assert len(counted) == cached_passes(40, cached().lora) + again
+
+
+def test_chunks_grow_with_the_text_before_them():
+    settings, position, sizes = cached(chunk_tokens=3, growth=2).lora, 0, []
+    while position < 60:
+        sizes.append(chunk_size(position, settings))
+        position += sizes[-1]
+    assert sizes == [3, 3, 3, 4, 6, 9, 14, 21]
+    assert cached_passes(42, settings) == 7
+    assert cached_passes(43, settings) == 8
+    assert chunk_size(28, settings, factor=2) == 28
+    even = dataclasses.replace(settings, growth=None)
+    assert {chunk_size(place, even) for place in range(60)} == {3}
 
 
 def test_visits_keep_the_last_rows():
@@ -180,6 +189,25 @@ def test_visits_keep_the_last_rows():
     forgetful = Visit({})
     assert forgetful.recall(k, k) == (k, k)
     assert forgetful.tokens == 0
+
+
+def test_a_normalized_step_has_the_length_of_adamws_first(model):
+    lengths = []
+    for optimizer in ("normalized", "adamw"):
+        adapters = Adapters(model, cached(optimizer=optimizer, weight_decay=0.0, lr=0.5).lora, 2)
+        adapters.reset(0)
+        before = [weight.clone() for weight in adapters.weights]
+        torch.manual_seed(0)
+        adapters.step(slice(0, 2), [torch.randn_like(weight) for weight in before], 1)
+        changes = [(new - old).flatten(1).norm(dim=1) for new, old in zip(adapters.weights, before, strict=True)]
+        lengths.append(torch.stack(changes))
+    torch.testing.assert_close(*lengths)
+    assert not Adapters(model, cached(optimizer="normalized").lora, 2).second
+
+
+def test_a_normalized_step_has_no_moments():
+    with pytest.raises(InputError, match=r"`beta1` is 0\.5, but `optimizer: normalized` has no moments"):
+        build(EvaluateConfig, {"lora": {"beta1": 0.5, "optimizer": "normalized"}}, "evaluate")
 
 
 def test_some_context_must_be_left():

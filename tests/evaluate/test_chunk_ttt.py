@@ -59,7 +59,7 @@ def settings_of(*, documents=False, batch_tokens=64, seq_len=SEQ_LEN, stride=STR
     )  # fmt: skip
 
 
-def adapted(model, tokens, config, report=lambda losses, done, total: None):
+def adapted(model, tokens, config, report=lambda *done: None):
     return chunk_ttt(model, tokens, windows_for(tokens, config, config.stride), config, report)
 
 
@@ -229,19 +229,18 @@ def test_every_window_is_in_the_chunk_of_its_first_target(stride, documents):
 def test_every_target_has_its_loss_before_it_is_trained_on(model, targets, stride, chunk_tokens):
     config = settings_of(stride=stride, chunk_tokens=chunk_tokens)
     written = []
-    losses, updates = adapted(
-        model, stream_of(targets + 1), config, lambda losses, done, total: written.append((losses.copy(), done, total))
-    )
+    losses, updates = adapted(model, stream_of(targets + 1), config, lambda *report: written.append(report))
     assert len(losses) == targets
     assert np.isfinite(losses).all()
     chunks = math.ceil(targets / chunk_tokens)
-    assert [(done, total) for _, done, total in written] == [(i + 1, chunks) for i in range(chunks)]
-    for earlier, _, _ in written:  # what is scored stays as it is
-        assert np.array_equal(earlier.view(np.uint32), losses[: len(earlier)].view(np.uint32))
+    assert [report[-2:] for report in written] == [(i + 1, chunks) for i in range(chunks)]
+    assert sum(len(earlier) for earlier, *_ in written) == targets
+    for earlier, places, *_ in written:  # what is scored stays as it is
+        assert np.array_equal(earlier.view(np.uint32), losses[places].view(np.uint32))
     rows = chunk_tokens // SEQ_LEN
     assert [update.first for update in updates] == [c * chunk_tokens for c in range(chunks - 1)]
-    for update, (earlier, _, _) in zip(updates, written[:-1], strict=True):
-        assert update == Update(len(earlier), update.first, update.first + rows * SEQ_LEN, 2 * rows)
+    for update, (_, places, *_) in zip(updates, written[:-1], strict=True):
+        assert update == Update(places.stop, update.first, update.first + rows * SEQ_LEN, 2 * rows)
         assert update.end <= update.scored
 
 
@@ -294,7 +293,9 @@ def test_the_model_is_given_back_as_it_was(tokens, options):
     with pytest.raises(InputError, match=r"lower `evaluate\.chunk\.lr`"):
         adapted(model, tokens, settings_of(lr=1e30, **options))
     with pytest.raises(ZeroDivisionError):
-        adapted(model, tokens, settings_of(**options), lambda losses, done, total: 1 // (total - done - 1))
+        adapted(
+            model, tokens, settings_of(**options), lambda losses, places, remark, done, total: 1 // (total - done - 1)
+        )
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 

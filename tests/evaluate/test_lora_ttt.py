@@ -7,7 +7,18 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from document_models import CHUNK, LENGTH, VOCAB, SlowLoRA, chunk_windows, settings_of, stream_of, tiny_model
+from document_models import (
+    CHUNK,
+    LENGTH,
+    VOCAB,
+    SlowLoRA,
+    assert_no_token_reaches_back,
+    chunk_windows,
+    replaced,
+    settings_of,
+    stream_of,
+    tiny_model,
+)
 
 from pgolf.audit.probes import intervals
 from pgolf.config import build
@@ -19,6 +30,7 @@ from pgolf.evaluate.documents import find_documents, plan_batches
 from pgolf.evaluate.run import evaluate, references
 from pgolf.evaluate.score import token_losses, windows_for
 from pgolf.evaluate.updates import as_table
+from pgolf.model.visit import Visit
 
 TARGETS = (5, 1, 21, 4, 9, 26)  # batches of two: (21, 26), (5, 9), (1, 4)
 SGD = ChunkTTTConfig(chunk_tokens=LENGTH, lr=0.05, epochs=1, rows_per_step=1)
@@ -119,14 +131,7 @@ def test_without_a_rate_it_is_the_isolated_evaluation(model, tokens, ttt):
 
 @pytest.mark.parametrize("cut", [0, 3, 4, 17, 22, 23])
 def test_no_token_changes_an_earlier_loss_of_its_document(model, cut):
-    tokens, config = stream_of(24), settings_of()
-    before, _ = document_ttt(model, tokens, config)
-    changed = tokens.copy()
-    changed[cut + 1 : 24] = (changed[cut + 1 : 24] - 2 + 7) % (VOCAB - 2) + 2
-    changed[24] = 5  # the last target
-    after, _ = document_ttt(model, changed, config)
-    assert np.array_equal(before[:cut].view(np.uint32), after[:cut].view(np.uint32))
-    assert before[cut] != after[cut], "the first changed token is target `cut`"
+    assert_no_token_reaches_back(model, 24, settings_of(), cut)
 
 
 @pytest.mark.parametrize("ttt", ["lora", "phased"])
@@ -136,11 +141,10 @@ def test_no_document_changes_the_losses_of_one_scored_before_it(model, tokens, t
     queue = plan_batches(documents.targets, config.lora.documents)
     before, _ = document_ttt(model, tokens, config)
     for index, batch in enumerate(queue):
-        changed = tokens.copy()
+        changed = tokens
         for row in batch:
             start, targets = documents.start[row], documents.targets[row]
-            inner = slice(start + 1, start + targets)
-            changed[inner] = (changed[inner] - 2 + 7) % (VOCAB - 2) + 2
+            changed = replaced(changed, slice(start + 1, start + targets))
         after, _ = document_ttt(model, changed, config)
         same = np.array([before[place] == after[place] for place in documents.take(np.concatenate(queue)).places()])
         first = sum(documents.targets[row] for earlier in queue[:index] for row in earlier)
@@ -152,8 +156,8 @@ def test_no_document_changes_the_losses_of_one_scored_before_it(model, tokens, t
 
 def test_documents_of_a_batch_do_not_know_of_each_other(model):
     config = settings_of(documents=2, warm_start=False)
-    one, two = stream_of(20, 30, seed=1), stream_of(20, 30, seed=1)
-    two[21:50] = (two[21:50] - 2 + 7) % (VOCAB - 2) + 2
+    one = stream_of(20, 30, seed=1)
+    two = replaced(one, slice(21, 50))
     before, after = document_ttt(model, one, config)[0], document_ttt(model, two, config)[0]
     assert np.array_equal(before[:20], after[:20])
     assert (before[20:] != after[20:]).all()
@@ -213,6 +217,19 @@ def test_what_is_shared_moves_to_the_mean_of_a_batch(model, tokens, ttt):
     assert np.array_equal(one[:29], two[:29])
     assert np.array_equal(two[:30], apart[:30])
     assert (two[30:] != apart[30:]).all()
+
+
+def test_the_head_of_an_adapting_evaluation_does_not_round(model):
+    generator = torch.Generator().manual_seed(0)
+    hidden = (4 * torch.randn(2, 9, 16, generator=generator)).bfloat16()
+    targets = torch.randint(VOCAB, (2, 9), generator=generator)
+    logits = hidden.double() @ model.tok_emb.weight.bfloat16().double().T
+    cap = model.config.softcap
+    exact = -torch.log_softmax(cap * torch.tanh(logits / cap), -1).gather(-1, targets[..., None])[..., 0]
+    found = model.surprise(hidden, targets, Visit({}))
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-5)
+    rounded = model.surprise(hidden, targets)
+    assert (rounded - exact).abs().max() > 1e-3
 
 
 def test_published_adapters():

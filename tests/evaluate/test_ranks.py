@@ -1,6 +1,7 @@
 """Two processes find what one finds: windows, chunks, documents and the update of shared weights."""
 
 import dataclasses
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ import torch
 import torch.distributed as dist
 from document_models import LENGTH, settings_of, stream_of, tiny_model
 
+from pgolf import ranks
 from pgolf.audit.probes import intervals
-from pgolf.evaluate import ranks
 from pgolf.evaluate.config import ChunkTTTConfig, PhasesConfig
 from pgolf.evaluate.journal import Journal, Part
 from pgolf.evaluate.run import evaluate
@@ -44,7 +45,8 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=2)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["torch._dynamo", "pgolf.evaluate.run"])
+    torch.multiprocessing.start_processes(work, (str(folder),), nprocs=2, start_method="forkserver")
     return [np.load(folder / f"{rank}.npz") for rank in range(2)]
 
 

@@ -18,7 +18,7 @@ from pgolf.evaluate.config import EvaluateConfig
 from pgolf.evaluate.score import summarize
 from pgolf.lab import schemes, workbench
 from pgolf.lab.command import _materialise
-from pgolf.lab.schemes import measure_scheme, nested, plan_schemes, reference, run_schemes
+from pgolf.lab.schemes import measure_scheme, plan_schemes, reference, run_schemes
 from pgolf.lab.workbench import Workbench
 from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import GPT, matrix_inputs
@@ -27,7 +27,7 @@ from pgolf.quant.artifact import decode_model, encode_model
 from pgolf.quant.config import QuantizeConfig
 from pgolf.quant.quantize import quantize_model
 from pgolf.report.front import pareto_front, read_points
-from pgolf.sweep.grid import read_grid
+from pgolf.sweep.grid import read_grid, set_values
 
 ROOT = Path(__file__).parents[2]
 MODEL = ModelConfig(
@@ -170,7 +170,7 @@ def test_a_row_becomes_an_experiment(params, tmp_path, capsys):
     assert "dvc exp run -S 'quantize.damp=0.02' -S 'quantize.mlp.k_sigma=40.0'" in capsys.readouterr().err
     with pytest.raises(InputError, match="did you mean `coarse`"):
         _materialise(grid, "coarser", params)
-    assert nested({"a.b": 1, "a.c.d": 2}) == {"a": {"b": 1, "c": {"d": 2}}}
+    assert set_values({"a": {"b": 0}}, {"a.b": 1, "a.c.d": 2}) == {"a": {"b": 1, "c": {"d": 2}}}
 
 
 def test_the_command_prints_the_front_and_draws_it(bench, params, tmp_path, monkeypatch):
