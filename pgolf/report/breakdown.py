@@ -7,7 +7,7 @@ score again: BPB = sum of bits / sum of bytes.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import sentencepiece
@@ -173,8 +173,12 @@ def _short(value: int) -> str:
     return f"{value >> 20}M" if value >= 1 << 20 else f"{value >> 10}k" if value >= 1 << 10 else str(value)
 
 
+MOMENTS = 200
+"""Of an evaluation, drawn at most."""
+
+
 class Gain(NamedTuple):
-    """What test-time training brought, along the stream."""
+    """What test-time training brought, along the stream and over time."""
 
     targets: NDArray[np.int64]
     """Ends of equal stretches of the stream."""
@@ -183,23 +187,36 @@ class Gain(NamedTuple):
     stretch: NDArray[np.float64]
     """BPB gained on the stretch that ends there."""
     seconds: NDArray[np.float64]
-    """Evaluation clock when the stretch was scored; empty where nobody noted it."""
+    """Moments at which targets had got their losses; empty where nobody noted them."""
+    by_then: NDArray[np.float64]
+    """BPB gained on everything scored by then, wherever it stands."""
 
 
 def ttt_gain(
-    scored: Scored,
-    unadapted: NDArray[np.float32],
-    pace: tuple[Sequence[float], Sequence[float]] | None,
-    count: int = 40,
+    scored: Scored, unadapted: NDArray[np.float32], clock: NDArray[np.floating] | None, count: int = 40
 ) -> Gain:
-    """Gain over the same windows without adaptation, `unadapted` [n - 1] nats; `pace`: shares done, and when."""
+    """Gain over the same windows without adaptation, `unadapted` [n - 1] nats.
+
+    `clock` [n - 1]: seconds of evaluation when each target had its loss, where that is known.
+    """
     count = min(count, len(unadapted))
     ends = np.linspace(0, len(unadapted), count + 1).round().astype(np.int64)[1:]
-    gained = np.cumsum((unadapted.astype(np.float64) - scored.losses) / math.log(2))[ends - 1]
-    text = np.cumsum(scored.sizes[1:], dtype=np.int64)[ends - 1].astype(np.float64)
+    bits, sizes = (unadapted.astype(np.float64) - scored.losses) / math.log(2), scored.sizes[1:]
+    gained, text = _running(bits, ends), _running(sizes, ends)
     stretch = np.diff(gained, prepend=0.0) / np.maximum(np.diff(text, prepend=0.0), 1.0)
-    seconds = np.interp(ends / len(unadapted), *pace) if pace is not None else np.empty(0)
-    return Gain(ends, gained / np.maximum(text, 1.0), stretch, seconds)
+    seconds = by_then = np.empty(0)
+    if clock is not None:
+        order = np.argsort(clock, kind="stable")
+        done = np.flatnonzero(np.diff(clock[order], append=np.inf)) + 1  # how many, when each batch ended
+        done = done[np.linspace(0, len(done) - 1, min(MOMENTS, len(done))).round().astype(np.int64)]
+        seconds = clock[order][done - 1].astype(np.float64)
+        by_then = _running(bits[order], done) / np.maximum(_running(sizes[order], done), 1.0)
+    return Gain(ends, gained / np.maximum(text, 1.0), stretch, seconds, by_then)
+
+
+def _running(values: NDArray[Any], ends: NDArray[np.int64]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = np.cumsum(values, dtype=np.float64)[ends - 1]
+    return found
 
 
 def ttt_by_position(scored: Scored, unadapted: NDArray[np.float32]) -> list[tuple[str, float]]:

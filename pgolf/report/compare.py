@@ -19,7 +19,7 @@ from pgolf.config import canonical
 from pgolf.data.shards import BOS, read_shard
 from pgolf.errors import InputError
 from pgolf.rules import Rules
-from pgolf.runs import MANIFEST, Run, load_run
+from pgolf.runs import MANIFEST, Run, load_run, same_score
 from pgolf.submit.leaderboard import RECORDS, Published
 from pgolf.submit.significance import Bootstrap, Welch, paired_bootstrap, shifted_welch
 
@@ -241,12 +241,13 @@ def _bootstraps(base: Group, candidate: Group, resamples: int) -> list[tuple[str
 
 
 def _saved_losses(run: Run) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
-    """Losses of all targets, and the first target of each document where the tokens are at hand too."""
+    """Losses of all targets, and the first target of each document where the score and the tokens are those of them."""
     tensors, meta = artifacts.load(run.files[paths.LOSSES], schema="pgolf.losses", made_by="evaluate")
     losses: NDArray[np.float32] = tensors["losses"].numpy()
     names = sorted(p for p in run.files if p.parent == paths.TOKENS and p.name.startswith("fineweb_val_0"))
     manifest = run.files.get(MANIFEST)
-    if not names or manifest is None or artifacts.sha256(manifest) != meta["inputs"]["manifest"]:
+    belongs = manifest is not None and artifacts.sha256(manifest) == meta["inputs"]["manifest"]
+    if not names or not belongs or not same_score(run, meta):
         return losses, None
     tokens = np.concatenate([read_shard(run.files[name]) for name in names])
     starts = np.flatnonzero(tokens == BOS) - 1  # target i is token i + 1

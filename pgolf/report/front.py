@@ -62,12 +62,9 @@ def sweep_front(points: Sequence[Point], cap: int) -> Figure:
               label="beaten rows")  # fmt: skip
     axes.plot([p.bytes / 1e6 for p in front], [p.bpb for p in front], "o-", color=plots.BLUE, label="Pareto front")
     for number, point in enumerate(front, 1):
-        axes.annotate(str(number), (point.bytes / 1e6, point.bpb), (0, -14), textcoords="offset points", ha="center")
-    if cap < 2 * max(point.bytes for point in points):
-        axes.axvline(cap / 1e6, color=plots.ORANGE, linestyle="--", linewidth=1.2, label=f"cap: {cap:,} bytes")
+        axes.annotate(str(number), (point.bytes / 1e6, point.bpb), (-5, -12), textcoords="offset points", ha="right")
     axes.margins(x=0.06, y=0.14)
-    axes.set_xlabel("bytes of the model (millions)")
-    axes.set_ylabel("bits per byte of the shipped weights")
+    plots.size_against_score(axes, cap, max(point.bytes for point in points))
     plots.title(axes, "Rows of the sweep: size against score")
     plots.legend_below(figure, axes)
     return figure

@@ -21,7 +21,7 @@ from pgolf.errors import InputError
 from pgolf.report.breakdown import Scored
 from pgolf.report.curves import first_above
 from pgolf.report.sizes import streams
-from pgolf.runs import MANIFEST, Run
+from pgolf.runs import MANIFEST, Run, same_score
 
 
 class Material:
@@ -63,11 +63,17 @@ class Material:
         start = train["loop_at"] * cost / (1 + train["loop_at"] * (cost - 1)) * budget
         return first_above(axis.tolist(), start, trace["seconds"].tolist()) if axis[-1] > start else None
 
-    def series(self, name: str) -> NDArray[Any]:
-        """One series of the trace; InputError where this model has nothing of that kind."""
+    def seen(self, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Seconds of training, and what the looks at the model saw then (`pgolf.train.openings`).
+
+        InputError where this model has nothing of that kind, or was looked at less than twice.
+        """
+        seconds = self.trace.get("observed", np.empty(0))
+        if len(seconds) < 2:
+            raise InputError(f"run `{self.run.name}` was too short, or is too old, to have been looked at over time")
         if name not in self.trace:
             raise InputError(f"run `{self.run.name}` has no `{name}` in its trace: its model has no such gates")
-        return self.trace[name]
+        return seconds, self.trace[name]
 
     @functools.cached_property
     def weights(self) -> dict[str, Tensor]:
@@ -91,7 +97,10 @@ class Material:
 
     @functools.cached_property
     def _losses(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return artifacts.load(self.run.file(paths.LOSSES), schema="pgolf.losses", made_by="evaluate")
+        tensors, meta = artifacts.load(self.run.file(paths.LOSSES), schema="pgolf.losses", made_by="evaluate")
+        if not same_score(self.run, meta):
+            raise InputError(f"the saved losses of run `{self.run.name}` are not those of its score: evaluate again")
+        return tensors, meta
 
     @functools.cached_property
     def scored(self) -> Scored:
@@ -120,12 +129,20 @@ class Material:
         return found
 
     @property
-    def pace(self) -> tuple[list[float], list[float]] | None:
-        """Shares of the stream scored so far, and seconds of evaluation; None where it was not scored in order."""
-        if self._losses[1]["params"]["ttt"] != "chunk" or paths.PACE not in self.run.files:
+    def clock(self) -> NDArray[np.float64] | None:
+        """Seconds of evaluation when each target had its loss [n - 1], by documents; None where nobody noted it.
+
+        InputError where the table of documents is of another evaluation than the losses.
+        """
+        if paths.PACE not in self.run.files:
             return None
-        found = artifacts.read_json(self.run.files[paths.PACE], "evaluate")
-        return found["share"], found["seconds"]
+        table = artifacts.read_json(self.run.files[paths.PACE], "evaluate").get("documents", {"seconds": [None]})
+        if None in table["seconds"]:
+            return None
+        seconds: NDArray[np.float64] = np.repeat(np.array(table["seconds"], np.float64), table["targets"])
+        if len(seconds) != len(self.scored.losses):
+            raise InputError(f"{paths.PACE} of run `{self.run.name}` is of other text than its losses: evaluate again")
+        return seconds
 
     @functools.cached_property
     def sources(self) -> list[str]:

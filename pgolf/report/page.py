@@ -33,12 +33,27 @@ HEADLINE = (
     ("seconds of training", "train", "train_seconds", "{:,.1f}"),
     ("seconds of evaluation", "evaluate", "eval_seconds", "{:,.1f}"),
     ("hardware", "train", "hardware", "{}"),
+    ("trained on validation tokens, not valid for records", "train", "trained_on_validation", "{}"),
     ("size", "verify-size", "size_verdict", "{}"),
     ("every target scored once", "verify-size", "scored_once_verdict", "{}"),
     ("training clock", "verify-size", "training_clock_verdict", "{}"),
     ("evaluation clock", "verify-size", "evaluation_clock_verdict", "{}"),
 )
 """Row of the first table, stage, metric, form."""
+
+LEAD = (
+    "What a run of pgolf leaves behind: a language model that was trained, quantized, packed into a file and scored on "
+    "text that it had not seen. Bits per byte (BPB) are the bits that the model needs for that text over the text's "
+    "bytes: fewer are better."
+)
+VERDICTS = (
+    "The last rows are verdicts by the rules of the challenge. Its clocks are those of its own hardware: seconds on "
+    "any other are not comparable."
+)
+TEXTS = (
+    "Validation documents, every token coloured by its bits; point at one to read them. Tokens that the model expected "
+    "are white. Unless documents were asked for, these are the easiest, the middle and the hardest of the longer half."
+)
 
 STYLE = """
 :root{color-scheme:light}
@@ -49,7 +64,8 @@ h3{font-size:1rem;margin-bottom:.3rem}
 table{border-collapse:collapse;margin:1rem 0}th,td{padding:.25rem .8rem;border-bottom:1px solid #e4e4e4;text-align:left}
 th:not(:first-child){text-align:right}
 td.n{text-align:right;font-variant-numeric:tabular-nums}thead th{border-bottom:2px solid #888}
-figure{margin:1.4rem 0}figure svg{width:100%;height:auto;display:block}figcaption{color:#555;font-size:.9rem}
+figure{margin:1.4rem 0}figure svg{width:100%;height:auto;display:block}figcaption,.note{color:#555;font-size:.9rem}
+figcaption{margin-top:.5rem}
 .tokens{white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.75;font-size:.95rem}.tokens span{border-radius:2px}
 .scale span{padding:.1rem .45rem;border:1px solid #ddd}.beside{display:grid;grid-template-columns:1fr 1fr;gap:1.5rem}
 nav a{margin-right:1rem}.scroll{overflow-x:auto}li{margin:.2rem 0}
@@ -73,8 +89,7 @@ def page(materials: Mapping[str, Material], documents: Sequence[int] = (), sweep
     sections["Text"] = texts
     sections["Parameters"] = [_parameters(materials)]
     if missing:
-        items = [f"<li>{_escape(each.picture.name)}: {_escape(each.reason)}</li>" for each in missing]
-        sections["Not shown"] = [f"<ul>{''.join(items)}</ul>"]
+        sections["Not shown"] = [_reasons(missing)]
     links = "".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in sections)
     body = "".join(f'<h2 id="{_anchor(name)}">{name}</h2>{"".join(blocks)}' for name, blocks in sections.items())
     heading = _escape(" beside ".join(materials))
@@ -82,7 +97,7 @@ def page(materials: Mapping[str, Material], documents: Sequence[int] = (), sweep
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<title>pgolf: {heading}</title><style>{STYLE}{heatmap.styles()}</style></head>"
-        f"<body><h1>{heading}</h1><nav>{links}</nav>{body}</body></html>\n"
+        f"<body><h1>{heading}</h1><p>{LEAD}</p><nav>{links}</nav>{body}</body></html>\n"
     )
 
 
@@ -90,9 +105,22 @@ def _headline(runs: Mapping[str, Material]) -> str:
     rows = []
     for label, stage, key, form in HEADLINE:
         values = [run.run.metrics.get(stage, {}).get(key) for run in runs.values()]
+        if key == "ttt_gain_bpb":  # 0 where there is none: nothing to read
+            trained = [run.run.params.get("evaluate.ttt") != "none" for run in runs.values()]
+            values = [value if ttt else None for value, ttt in zip(values, trained, strict=True)]
         if any(value is not None for value in values):
             rows.append([label, *("-" if v is None else v if isinstance(v, str) else form.format(v) for v in values)])
-    return _table(["", *runs], rows)
+    judged = any("verify-size" in run.run.metrics for run in runs.values())
+    return _table(["", *runs], rows) + (f"<p class=note>{VERDICTS}</p>" if judged else "")
+
+
+def _reasons(missing: Sequence[Missing]) -> str:
+    """Why pictures could not be drawn, each reason once."""
+    pictures: dict[str, list[str]] = {}
+    for each in missing:
+        pictures.setdefault(each.reason, []).append(each.picture.name)
+    items = [f"<li>{_escape(', '.join(names))}: {_escape(reason)}</li>" for reason, names in pictures.items()]
+    return f"<ul>{''.join(items)}</ul>"
 
 
 def _differences(runs: Mapping[str, Material]) -> list[str]:
@@ -121,7 +149,7 @@ def _figure(name: str, caption: str, figure: Figure) -> str:
 
 def _texts(runs: Mapping[str, Material], documents: Sequence[int]) -> list[str]:
     """The heat maps: the same documents of both runs side by side where both scored the same documents."""
-    blocks, chosen = [heatmap.scale()], list(documents)
+    blocks, chosen = [f"<p class=note>{TEXTS}</p>", heatmap.scale()], list(documents)
     for_each: list[dict[int, str]] = []
     for name, run in runs.items():
         try:

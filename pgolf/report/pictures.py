@@ -58,17 +58,22 @@ def _loss(runs: Runs) -> Figure:
     )
 
 
-def _over_time(runs: Runs, name: str) -> dict[Label, training.OverTime]:
-    """Series [entries, layers] get one head."""
-    found = {}
-    for label, run in runs.items():
-        values = run.series(name)
-        found[label] = training.OverTime(run.trace["seconds"], values if values.ndim == 3 else values[:, :, None])
-    return found
+def _gradients(runs: Runs) -> Figure:
+    return training.gradient_norms(
+        {label: training.OverTime(run.trace["seconds"], run.trace["grad_norm"]) for label, run in runs.items()}
+    )
+
+
+def _seen(runs: Runs, name: str) -> dict[Label, training.OverTime]:
+    return {label: training.OverTime(*run.seen(name)) for label, run in runs.items()}
 
 
 def _heads(name: str, quantity: str, heading: str) -> Callable[[Runs], Figure]:
-    return lambda runs: training.heads_over_time(_over_time(runs, name), quantity, heading)
+    return lambda runs: training.heads_over_time(_seen(runs, name), quantity, heading)
+
+
+def _lines(name: str, entry: str, quantity: str, heading: str) -> Callable[[Runs], Figure]:
+    return lambda runs: training.lines_over_time(_seen(runs, name), entry, quantity, heading)
 
 
 def _distributions(runs: Runs) -> Figure:
@@ -91,7 +96,7 @@ def _sizes(runs: Runs) -> Figure:
 
 def _gains(runs: Runs) -> Figure:
     return scores.ttt_gains(
-        {name: breakdown.ttt_gain(run.scored, run.unadapted, run.pace) for name, run in runs.items()}
+        {name: breakdown.ttt_gain(run.scored, run.unadapted, run.clock) for name, run in runs.items()}
     )
 
 
@@ -106,7 +111,7 @@ PICTURES = (
         "gradient-norms", "Training",
         "Norm of the gradient of each layer's parameters, before the global clip. A layer far above the others takes "
         "the clip's budget from them.",
-        lambda runs: training.gradient_norms(_over_time(runs, "grad_norm")),
+        _gradients,
     ),
     Picture(
         "query-gains", "Training",
@@ -115,18 +120,28 @@ PICTURES = (
     ),
     Picture(
         "attention-gates", "Training",
-        "Norm of the weights of each head's output gate, a row per head: 0 is a gate that does not look at its input.",
-        _heads("attn_gate", "norm of gate weights", "Attention gates by layer and head"),
+        "What the output of each head is multiplied by, the mean over the same piece of training text: 0 is shut.",
+        _heads("attn_gate", "mean opening", "Attention gates by layer and head"),
     ),
     Picture(
         "mlp-gates", "Training",
-        "Norm of the weights of each gate on a group of MLP outputs.",
-        _heads("mlp_gate", "norm of gate weights", "MLP gates by layer and group"),
+        "What each group of MLP outputs is multiplied by, the mean over the same piece of training text: 0 is shut.",
+        _heads("mlp_gate", "mean opening", "MLP gates by layer and group"),
+    ),
+    Picture(
+        "token-gates", "Training",
+        "How much of each layer's change the tokens take, the mean over the same piece of training text.",
+        _lines("token_gate", "layer", "mean opening", "Token gates by layer"),
     ),
     Picture(
         "skip-gates", "Training",
         "Mean over channels of sigmoid(gate) of every skip connection: 1 keeps the stream, 0 takes the skip instead.",
-        lambda runs: training.skip_gates(_over_time(runs, "skip_gate")),
+        _lines("skip_gate", "skip", "mean gate\n(1: stream only, 0: skip only)", "Gates of the skip connections"),
+    ),
+    Picture(
+        "smear", "Training",
+        "How much of the token before is mixed into each token: lambda, or the mean gate where every channel has one.",
+        _lines("smear", "smear", "share of the token before", "Smear gate"),
     ),
     Picture(
         "weights", "Weights",
@@ -141,7 +156,8 @@ PICTURES = (
     ),
     Picture(
         "bytes", "Bytes",
-        "Compressed bytes of the shipped model by what they are for, and by stream of the container.",
+        "Compressed bytes of the shipped model by what they are for, and by stream of the container. Scales: steps of "
+        "the grids, a row each; small: tensors without a grid; header: names and shapes.",
         lambda runs: sizes.bytes_by_stream({name: run.sizes for name, run in runs.items()}),
     ),
     Picture(
@@ -164,7 +180,8 @@ PICTURES = (
     Picture(
         "ttt-gain", "Test-time training",
         "Gain over the same windows with unchanged weights, along the validation stream and over the evaluation clock. "
-        "Dots are stretches of a fortieth of the stream.",
+        "Dots on the left are stretches of a fortieth of the stream, on the right the ends of batches, in the order in "
+        "which the method scores.",
         _gains,
     ),
     Picture(

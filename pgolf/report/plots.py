@@ -2,11 +2,12 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -57,6 +58,41 @@ def title(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", fontweight="bold", fontsize="medium")
 
 
+def bars(
+    axes: Axes, names: Sequence[str], runs: Mapping[Label, Sequence[float]], write: Callable[[float, float], str]
+) -> None:
+    """Horizontal bars from the bottom up, one per run beside each other; `write` gets a value and the run's sum.
+
+    NaN is no bar, and what `write` says of it.
+    """
+    thick = 0.8 / len(runs)
+    for index, (label, values) in enumerate(runs.items()):
+        places = np.arange(len(names)) + thick * ((len(runs) - 1) / 2 - index)
+        drawn = axes.barh(
+            places, np.nan_to_num(values), thick * 0.92, color=label.color, hatch=label.hatch, edgecolor="white",
+            linewidth=0, label=label.text,
+        )  # fmt: skip
+        axes.bar_label(
+            drawn, [write(value, sum(values)) for value in values], padding=4, color="#444444", fontsize=9
+        )  # fmt: skip
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.grid(axis="y", visible=False)
+
+
+def size_against_score(axes: Axes, cap: int, largest: float) -> None:
+    """What the axes of a front say; the cap as a line where it is near the `largest` model drawn."""
+    if cap < 2 * largest:
+        axes.axvline(cap / 1e6, color=ORANGE, linestyle="--", linewidth=1.2, label=f"cap: {cap:,} bytes")
+    axes.set_xlabel("bytes of the model (millions)")
+    axes.set_ylabel("bits per byte of the shipped weights")
+
+
+def headline(made: Figure, text: str) -> None:
+    """A title of the whole figure, above the titles of its panels."""
+    made.suptitle(text, x=0.01, ha="left", fontweight="bold", fontsize=10)
+
+
 def legend_below(made: Figure, axes: Axes, columns: int = 4) -> None:
     """One legend under the whole figure, with what `axes` shows, in as many columns as fit."""
     handles, texts = axes.get_legend_handles_labels()
@@ -76,8 +112,10 @@ def render(made: Figure, form: str) -> bytes:
     out = io.BytesIO()
     varying: dict[str, None] = {"Software": None} if form == "png" else {"Date": None, "Creator": None}
     with matplotlib.rc_context({"svg.hashsalt": "pgolf", "hatch.linewidth": 0.6}):
+        if (layout := made.get_layout_engine()) is not None:
+            layout.execute(made)  # here, because `savefig` would draw everything once more to find the same places,
+            made.set_layout_engine(None)  # and again for a second file of the figure
         made.savefig(out, format=form, dpi=110, metadata=varying)
-    made.set_layout_engine("none")  # the places are found: a second file of the figure keeps them
     return out.getvalue()
 
 

@@ -1,9 +1,8 @@
 """Pictures of a validation score taken apart; numbers are those of `pgolf.report.breakdown`."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pgolf.report import plots
@@ -20,8 +19,8 @@ def bpb_by_source(runs: Runs) -> Figure:
     total = sum(part.bytes for part in first)
     share = {part.label: f"{part.label}  ({part.bytes / total:.0%})" for part in first}
     figure, (axes,) = plots.figure((0.26 * len(runs) + 0.12) * len(order) + 1.5)
-    _bars(axes, runs, order, lambda part: part.bpb, "{:.3f}")
-    axes.set_yticks(range(len(order)), [share[label] for label in order])
+    plots.bars(axes, [share[name] for name in order], _values(runs, order, lambda part: part.bpb), _number)
+    axes.margins(x=0.16)
     axes.set_xlabel("bits per byte")
     plots.title(axes, "Score by source of the document (share of the text)")
     if len(runs) > 1:
@@ -39,9 +38,10 @@ def bpb_by_class(runs: Runs) -> Figure:
     contributions = {
         label: [part._replace(bytes=whole[label]) for part in run] for label, run in runs.items()
     }  # bits of the class over bytes of all text
-    _bars(left, contributions, order, lambda part: part.bpb, "{:.3f}")
-    _bars(right, runs, order, lambda part: part.bits * np.log(2) / part.targets, "{:.2f}")
-    left.set_yticks(range(len(order)), order)
+    plots.bars(left, order, _values(contributions, order, lambda part: part.bpb), _number)
+    plots.bars(right, order, _values(runs, order, lambda part: part.bits * math.log(2) / part.targets), _number)
+    left.margins(x=0.18)
+    right.margins(x=0.22)
     left.set_xlabel("part of the score (bits per byte of all text)")
     right.set_xlabel("nats per token of the class")
     plots.title(left, "Score by class of token")
@@ -83,15 +83,16 @@ def ttt_gains(runs: Mapping[Label, Gain]) -> Figure:
         panels[0].plot(gain.targets / 1000, 1000 * gain.running, label.line, color=label.color, linewidth=1.8,
                        label=f"{label.text}: all so far")  # fmt: skip
         if label in timed:
-            panels[1].plot(gain.seconds, 1000 * gain.running, label.line, color=label.color, linewidth=1.8)
+            panels[1].plot(gain.seconds, 1000 * gain.by_then, label.line, marker=".", color=label.color, linewidth=1.8)
     for axes in panels:
         axes.axhline(0, color=plots.GREY, linewidth=1)
     panels[0].set_ylabel("bits per byte gained\n(thousandths)")
-    panels[0].set_xlabel("targets scored (thousands)")
-    plots.title(panels[0], "Gain of test-time training by position")
+    panels[0].set_xlabel("place in the validation stream\n(thousands of targets)")
+    plots.title(panels[0], "Gain of test-time training along the text")
     if timed:
         panels[1].set_xlabel("seconds of evaluation")
-        plots.title(panels[1], "by time, all so far")
+        panels[1].set_xlim(left=0)
+        plots.title(panels[1], "over time, all so far")
     plots.legend_below(figure, panels[0], columns=2)
     return figure
 
@@ -113,22 +114,14 @@ def ttt_gains_by_position(runs: Mapping[Label, Sequence[tuple[str, float]]]) -> 
     return figure
 
 
-def _bars(axes: Axes, runs: Runs, order: Sequence[str], value: Callable[[Part], float], form: str) -> None:
-    """Horizontal bars in `order`, one per run, with their values."""
-    thick = 0.8 / len(runs)
-    for index, (label, run) in enumerate(runs.items()):
-        known = {part.label: value(part) for part in run}
-        places = np.arange(len(order)) + thick * ((len(runs) - 1) / 2 - index)
-        values = [known.get(name, 0.0) for name in order]
-        bars = axes.barh(
-            places, np.nan_to_num(values), thick * 0.92, color=label.color, hatch=label.hatch, edgecolor="white",
-            linewidth=0, label=label.text,
-        )  # fmt: skip
-        texts = [form.format(each) if np.isfinite(each) else "no text" for each in values]
-        axes.bar_label(bars, texts, padding=4, color="#444444", fontsize=9)
-    axes.grid(axis="y", visible=False)
-    axes.margins(x=0.16)
-    axes.set_ylim(-0.6, len(order) - 0.4)
+def _values(runs: Runs, order: Sequence[str], value: Callable[[Part], float]) -> dict[Label, list[float]]:
+    """A value per name of `order`; 0 where a run has no such part."""
+    known = {label: {part.label: value(part) for part in run} for label, run in runs.items()}
+    return {label: [found.get(name, 0.0) for name in order] for label, found in known.items()}
+
+
+def _number(value: float, _: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "no text"
 
 
 def _first_number(label: str) -> float:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pgolf.report import plots
@@ -43,7 +42,11 @@ def bytes_by_stream(runs: Mapping[Label, Mapping[str, int]]) -> Figure:
         height * sum(lengths) + 1.9, rows=2, height_ratios=[length + 0.6 for length in lengths], sharex=True
     )
     for axes, table, heading in zip(panels, tables, ("by group", "by stream"), strict=True):
-        _bars(axes, table)
+        largest = {key: max(each.get(key, 0) for each in table.values()) for each in table.values() for key in each}
+        order = sorted(largest, key=largest.__getitem__)
+        values = {_with_total(label, each): [each.get(key, 0) / 1000 for key in order] for label, each in table.items()}
+        plots.bars(axes, order, values, _bytes_and_share)
+        axes.margins(x=0.26)
         plots.title(axes, f"Bytes of model.pgolf {heading}")
     panels[1].set_xlabel("bytes (thousands)")
     if len(runs) > 1:
@@ -51,24 +54,12 @@ def bytes_by_stream(runs: Mapping[Label, Mapping[str, int]]) -> Figure:
     return figure
 
 
-def _bars(axes: Axes, runs: Mapping[Label, Mapping[str, int]]) -> None:
-    keys = {key: max(sizes.get(key, 0) for sizes in runs.values()) for sizes in runs.values() for key in sizes}
-    order = sorted(keys, key=keys.__getitem__)
-    thick = 0.8 / len(runs)
-    for index, (label, sizes) in enumerate(runs.items()):
-        total = sum(sizes.values())
-        places = np.arange(len(order)) + thick * ((len(runs) - 1) / 2 - index)
-        values = [sizes.get(key, 0) for key in order]
-        bars = axes.barh(
-            places, [value / 1000 for value in values], thick * 0.92, color=label.color, hatch=label.hatch,
-            edgecolor="white", linewidth=0, label=f"{label.text}: {total:,} bytes",
-        )  # fmt: skip
-        axes.bar_label(bars, [f"{value:,}  ({value / total:.1%})" for value in values], padding=4, color="#444444",
-                       fontsize=9)  # fmt: skip
-    axes.set_yticks(range(len(order)), order)
-    axes.grid(axis="y", visible=False)
-    axes.margins(x=0.26)
-    axes.set_ylim(-0.6, len(order) - 0.4)
+def _with_total(label: Label, found: Mapping[str, int]) -> Label:
+    return label._replace(text=f"{label.text}: {sum(found.values()):,} bytes")
+
+
+def _bytes_and_share(thousands: float, total: float) -> str:
+    return f"{1000 * thousands:,.0f}  ({thousands / total:.1%})"
 
 
 def bytes_by_codec(percent: Mapping[str, Mapping[str, float]]) -> Figure:
@@ -92,6 +83,7 @@ def bytes_by_codec(percent: Mapping[str, Mapping[str, float]]) -> Figure:
     axes.tick_params(length=0)
     axes.set_xlabel("codec")
     axes.set_ylabel("stream")
-    plots.title(axes, "Bytes that each codec needs")
-    figure.colorbar(image, extend="both", label="% of order-0 entropy", aspect=30)
+    axes.axhline(len(table) - 1.5, color="white", linewidth=3)
+    plots.title(axes, "Bytes that each codec needs: the least of a stream in bold, the last row is their sum")
+    figure.colorbar(image, extend="both", label="% of order-0 entropy: less is smaller", aspect=30)
     return figure

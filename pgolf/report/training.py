@@ -1,7 +1,7 @@
 """Pictures of what happened during training, from the trace of one run or of two."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,11 +28,11 @@ class Curve(NamedTuple):
 
 
 class OverTime(NamedTuple):
-    """One quantity per layer and head over time."""
+    """One quantity per layer, or per layer and head, over time."""
 
     seconds: Series
     values: NDArray[np.floating]
-    """[entries, layers, heads]."""
+    """[entries, layers] or [entries, layers, heads]."""
 
 
 def loss_curves(runs: Mapping[Label, Curve]) -> Figure:
@@ -62,7 +62,7 @@ def loss_curves(runs: Mapping[Label, Curve]) -> Figure:
 
 
 def gradient_norms(runs: Mapping[Label, OverTime]) -> Figure:
-    """Gradient norm of every layer over seconds, a panel per layer, on one logarithmic scale; there is one "head"."""
+    """Gradient norm of every layer over seconds, a panel per layer, on one logarithmic scale."""
     layers = max(run.values.shape[1] for run in runs.values())
     columns = min(4, layers)
     rows = math.ceil(layers / columns)
@@ -73,14 +73,16 @@ def gradient_norms(runs: Mapping[Label, OverTime]) -> Figure:
             continue
         for label, run in runs.items():
             if layer < run.values.shape[1]:
-                norms = run.values[:, layer, 0]
+                norms = run.values[:, layer]
                 axes.semilogy(run.seconds, norms, label.line, color=label.color, linewidth=1.1, label=label.text)
         axes.set_title(f"layer {layer}", loc="left", fontsize="small", color=plots.GREY)
         lowest = layer + columns >= layers
         axes.tick_params(labelbottom=lowest)
         axes.set_xlabel("seconds of training" if lowest else "")
         axes.set_ylabel("" if layer % columns else "norm (nats)")
-    figure.suptitle("Gradient norm by layer, before the global clip", x=0.01, ha="left", fontweight="bold", fontsize=10)
+    if max(run.values.max() for run in runs.values()) > 30 * min(run.values.min() for run in runs.values()):
+        panels[0].yaxis.minorticks_off()  # decades are enough; the axis is shared, and small ticks take half the time
+    plots.headline(figure, "Gradient norm by layer, before the global clip")
     if len(runs) > 1:
         plots.legend_below(figure, panels[0])
     return figure
@@ -110,26 +112,45 @@ def heads_over_time(runs: Mapping[Label, OverTime], quantity: str, heading: str)
         axes.set_xlabel("seconds of training")
         plots.title(axes, label.text if len(runs) > 1 else heading)
     if len(runs) > 1:
-        figure.suptitle(heading, x=0.01, ha="left", fontweight="bold", fontsize=10)
+        plots.headline(figure, heading)
     figure.colorbar(mesh, ax=panels, label=quantity, aspect=30, pad=0.02)
     return figure
 
 
-def skip_gates(runs: Mapping[Label, OverTime]) -> Figure:
-    """Mean gate of every skip connection over seconds: how much of the stream it keeps; a panel per run."""
+def lines_over_time(runs: Mapping[Label, OverTime], entry: str, quantity: str, heading: str) -> Figure:
+    """A line per layer (or what `entry` calls it) over seconds; a panel per run, on one scale."""
     figure, panels = plots.figure(3.2, columns=len(runs), sharey=True)
     shades = (plots.BLUE, plots.ORANGE, plots.GREEN, plots.PURPLE, plots.SKY, plots.GREY)
     marks = ("-", "--", ":", "-.")
     for axes, (label, run) in zip(panels, runs.items(), strict=True):
-        for place in range(run.values.shape[1]):
+        count = run.values.shape[1]
+        for place in range(count):
             axes.plot(
-                run.seconds, run.values[:, place, 0], marks[place % 4], color=shades[place % 6], linewidth=1.4,
-                label=f"skip {place}",
+                run.seconds, run.values[:, place], marks[place % 4], color=shades[place % 6], linewidth=1.4,
+                label=f"{entry} {place}" if count > 1 else entry,
             )  # fmt: skip
         axes.set_xlabel("seconds of training")
-        plots.title(axes, label.text if len(runs) > 1 else "Gates of the skip connections")
-    panels[0].set_ylabel("mean gate\n(1: stream only, 0: skip only)")
-    plots.legend_below(figure, max(panels, key=lambda axes: len(axes.lines)), columns=6)
+        plots.title(axes, label.text if len(runs) > 1 else heading)
+    panels[0].set_ylabel(quantity)
+    if (most := max(panels, key=lambda axes: len(axes.lines))) and len(most.lines) > 1:
+        plots.legend_below(figure, most, columns=6)
     if len(runs) > 1:
-        figure.suptitle("Gates of the skip connections", x=0.01, ha="left", fontweight="bold", fontsize=10)
+        plots.headline(figure, heading)
+    return figure
+
+
+def agreement(losses: Mapping[str, Sequence[float]], gaps: Mapping[str, Sequence[float]], every: int) -> Figure:
+    """Losses of runs by step above; below, how far the others are from the first at every so-many-th step."""
+    figure, (top, bottom) = plots.figure(5.0, rows=2, sharex=True)
+    looks = zip(losses, (plots.BLUE, plots.ORANGE, plots.GREEN), ("-", "--", ":"), strict=True)
+    for name, color, line in looks:
+        top.plot(losses[name], line, color=color, linewidth=1.4, label=name)
+        if name in gaps:
+            steps = np.arange(len(gaps[name])) * every
+            bottom.semilogy(steps, gaps[name], line, marker=".", color=color, linewidth=1.4)
+    top.set_ylabel("training loss\n(nats per token)")
+    bottom.set_ylabel(f"distance from\n{next(iter(losses))} (nats)")
+    bottom.set_xlabel("step")
+    plots.title(top, "Does speed change the mathematics?")
+    plots.legend_below(figure, top)
     return figure

@@ -38,20 +38,20 @@ def quantization_errors(runs: Mapping[Label, Mapping[str, float]]) -> Figure:
         layers = 1 + max((int(match[1]) for key in errors if (match := _MATRIX.match(key))), default=0)
         for kind, (marker, color) in zip(kinds, LOOKS * len(kinds), strict=False):
             points = sorted((_place(key), value) for key, value in errors.items() if _kind(key) == kind)
-            places = [layers + 0.6 if place is None else place for place, _ in points]
+            places = [layers + 1.0 if place is None else place for place, _ in points]
             line = "-" if len(points) > 1 else ""
             axes.semilogy(
                 places, [value for _, value in points], line, marker=marker, color=color, linewidth=0.8, markersize=6,
                 label=kind,
             )  # fmt: skip
         marked = range(0, layers, 1 if layers < 8 else 2)
-        axes.set_xticks([*marked, layers + 0.6], [*map(str, marked), "outside"])
+        axes.set_xticks([*marked, layers + 1.0], [*map(str, marked), "outside"])
         axes.set_xlabel("layer")
         plots.title(axes, label.text if len(runs) > 1 else "Error of quantization by tensor")
     panels[0].set_ylabel("tr(E H Eᵀ) / tr(W H Wᵀ)\n(share of the output's energy)")
     plots.legend_below(figure, panels[0])
     if len(runs) > 1:
-        figure.suptitle("Error of quantization by tensor", x=0.01, ha="left", fontweight="bold", fontsize=10)
+        plots.headline(figure, "Error of quantization by tensor")
     return figure
 
 

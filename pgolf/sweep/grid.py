@@ -103,20 +103,25 @@ class Grid:
     def _row(self, cell: Cell, document: dict[str, Any], params: Path) -> Sections:
         """The row's sections; its values are set in `document`."""
         seed = {} if cell.seed is None else {SEED: cell.seed}
-        for key, value in {**self.shared, **cell.values, **seed}.items():
-            *path, last = key.split(".")
-            place = document
-            for part in path:
-                place = place.setdefault(part, {})
-            place[last] = value
         try:
-            return check_sections(document, params)
+            return check_sections(set_values(document, {**self.shared, **cell.values, **seed}), params)
         except InputError as error:
             raise InputError(f"row `{cell.label}` of grid `{self.name}`: {error}") from None
 
     def _combination(self, levels: Mapping[str, str]) -> Cell:
         values = {k: v for factor, level in levels.items() for k, v in self.factors[factor][level].items()}
         return Cell(name=" ".join(f"{f}={level}" for f, level in levels.items()), values=values, levels=levels)
+
+
+def set_values(document: dict[str, Any], values: Values) -> dict[str, Any]:
+    """`document` with these values set in it, each in the mapping that its dotted key names."""
+    for key, value in values.items():
+        *path, last = key.split(".")
+        place = document
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return document
 
 
 def read_grid(path: Path) -> Grid:

@@ -10,11 +10,14 @@ from pgolf.config import canonical, to_dict
 from pgolf.console import Progress
 from pgolf.data.tokens import Tokens
 from pgolf.device import hardware_name, peak_memory_bytes, pick_device
+from pgolf.errors import InputError
+from pgolf.evaluate.config import EvaluateConfig
 from pgolf.evaluate.score import Score, summarize, token_losses, windows_for
 from pgolf.model.gpt import GPT
 from pgolf.quant.artifact import decode_model, encode_model
 from pgolf.quant.calibrate import calibrate
 from pgolf.quant.run import run_quantization
+from pgolf.quant.summary import fit_metrics
 from pgolf.sections import Sections
 from pgolf.submit.shipped import shipped_code
 from pgolf.train.loop import Report
@@ -32,7 +35,7 @@ def measure_training(sections: Sections, tokens: Tokens, show: Progress) -> tupl
         sections.model, sections.train, tokens.vocab_size, tokens.train, device, dtype,
         report=lambda report: show(_line(report)),
     )  # fmt: skip
-    done, score = run.trained, plain_score(run.model, sections, tokens)
+    done, score = run.trained, plain_score(run.model, sections.evaluate, tokens)
     metrics = {
         "bpb": score.bpb,
         "loss": score.loss,
@@ -69,8 +72,8 @@ def measure_packed(checkpoint: Checkpoint, sections: Sections, tokens: Tokens, h
         blob = encode_model(
             run.quantized.tensors, checkpoint.config, checkpoint.vocab_size, run.config, checkpoint.tokenizer, codec
         )
-    score = plain_score(decode_model(blob, device, dtype)[0], sections, tokens)
-    return {
+    score = plain_score(decode_model(blob, device, dtype)[0], sections.evaluate, tokens)
+    return fit_metrics(run) | {
         "bytes_model": len(blob),
         "quantized_bpb": score.bpb,
         "quantized_loss": score.loss,
@@ -79,10 +82,14 @@ def measure_packed(checkpoint: Checkpoint, sections: Sections, tokens: Tokens, h
     }
 
 
-def plain_score(model: GPT, sections: Sections, tokens: Tokens) -> Score:
-    """Score in windows that do not overlap, on the first `evaluate.subset_targets` or on all."""
-    config = sections.evaluate
+def plain_score(model: GPT, config: EvaluateConfig, tokens: Tokens) -> Score:
+    """Score in windows that do not overlap, on the first `subset_targets` or on all; InputError for more than all."""
     end = len(tokens.val) if config.subset_targets is None else config.subset_targets + 1
+    if end > len(tokens.val):
+        raise InputError(
+            f"`evaluate.subset_targets` is {config.subset_targets}, there are only {len(tokens.val) - 1} "
+            "targets: lower it"
+        )
     val = tokens.val[:end]
     losses = token_losses(model, val, windows_for(val, config, config.seq_len), config.batch_tokens)
     return summarize(losses, tokens.val_bytes[1:end])

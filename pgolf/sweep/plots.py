@@ -43,10 +43,7 @@ def frontier_picture(path: Path, curves: Mapping[str, Sequence[Point]], cap: int
         look = f"{MARKERS[place % len(MARKERS)]}-"
         sizes, scores = [point.bytes / 1e6 for point in ordered], [point.bpb for point in ordered]
         axes.plot(sizes, scores, look, color=colors[place % len(colors)], label=name)
-    if cap < 2 * max(point.bytes for points in curves.values() for point in points):
-        axes.axvline(cap / 1e6, color=plots.GREY, linestyle="--", linewidth=1.2, label=f"cap: {cap:,} bytes")
-    axes.set_xlabel("bytes of the model (millions)")
-    axes.set_ylabel("bits per byte of the shipped weights")
+    plots.size_against_score(axes, cap, max(point.bytes for points in curves.values() for point in points))
     plots.title(axes, title)
     plots.legend_below(figure, axes)
     return _save(figure, path)

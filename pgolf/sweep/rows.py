@@ -1,7 +1,7 @@
 """Rows of a sweep: what each runs, the name its result goes by, and the result on disk.
 
-A row's key is the digest of everything that its numbers depend on, so a finished row is found again by whatever grid
-asks for it, and never taken for another.
+A row's key is the digest of its parameters and tokens, so a finished row is found again by whatever grid asks for it in
+the same folder. The code and the hardware are not part of it: results of another version belong in another folder.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pgolf import artifacts
 from pgolf.config import digest, to_dict
+from pgolf.data.sidecar import CASEOPS
 from pgolf.data.tokens import Tokens
 from pgolf.errors import InputError
 from pgolf.sections import Sections
@@ -78,6 +79,12 @@ def _check(cell: Cell, sections: Sections, tokens: Tokens) -> None:
         raise InputError(
             f"row `{cell.label}` is for {sections.tokenize.vocab_size} pieces (`tokenize.vocab_size`), the tokens here "
             f"have {tokens.vocab_size}: run `pgolf preset use` with the grid's preset and `pgolf tokenize`"
+        )
+    if sections.tokenize.case_ops != (tokens.manifest["transform"] == CASEOPS):
+        wanted = "with" if sections.tokenize.case_ops else "without"
+        raise InputError(
+            f"row `{cell.label}` is for tokens {wanted} case operators (`tokenize.case_ops`), those here are not: run "
+            "`pgolf preset use` with the grid's preset and `pgolf tokenize`"
         )
     subset = sections.evaluate.subset_targets
     if subset is not None and subset >= len(tokens.val):

@@ -96,12 +96,12 @@ def write_summary(folder: Path, grid: Grid, results: Sequence[Result], found: Se
     spread = seed_spread(list(scores(results, metric).values()))
     artifacts.write_json(path, {"grid": grid.name, "score": metric, "spread": spread, "rows": rows, "effects": answers})
     written = [path]
-    title = f"{grid.name}: {results[0].row.sections.train.steps:,} steps"
+    title = f"{grid.name} ({_steps(results)} steps)"
     if found:
-        written += effects_picture(folder / "effects", found, title)
+        written += effects_picture(folder / "effects", found, f"Effects of switches in {title}")
     if curves := frontier(grid, results):
         cap = results[0].row.sections.verify_size.cap_bytes
-        written += frontier_picture(folder / "frontier", curves, cap, title)
+        written += frontier_picture(folder / "frontier", curves, cap, f"Size against score in {title}")
     return written
 
 
@@ -115,10 +115,16 @@ def frontier(grid: Grid, results: Sequence[Result]) -> dict[str, list[Point]]:
     return curves
 
 
+def _steps(results: Sequence[Result]) -> str:
+    """Steps of a row, or of the shortest and the longest."""
+    steps = {result.row.sections.train.steps or 0 for result in results}
+    return " to ".join(f"{count:,}" for count in sorted({min(steps), max(steps)}))
+
+
 def _training_name(grid: Grid, result: Result) -> str:
     """The levels that the training depends on; the row's name where there are none."""
     named = [
-        level
+        f"{factor}={level}"
         for factor, level in result.row.cell.levels.items()
         if any(key.split(".")[0] not in AFTER_TRAINING for values in grid.factors[factor].values() for key in values)
     ]

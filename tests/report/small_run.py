@@ -31,9 +31,11 @@ def make_run(folder: Path, *, seed: int = 0, ttt: bool = True, gates: bool = Tru
     _scores(folder, random, ttt)
     trace = {
         "step": torch.arange(1, 13), "seconds": torch.arange(12) * 0.5, "lr": torch.linspace(1, 0, 12),
-        "loss": torch.linspace(7, 4, 12), "grad_norm": torch.rand(12, 3) + 0.1, "q_gain": torch.rand(12, 3, 4),
-        "skip_gate": torch.rand(12, 2), **({"attn_gate": torch.rand(12, 3, 4)} if gates else {}),
+        "loss": torch.linspace(7, 4, 12), "grad_norm": torch.rand(12, 3) + 0.1,
+        "observed": torch.arange(3) * 2.0, "q_gain": torch.rand(3, 3, 4), "skip_gate": torch.rand(3, 2),
     }  # fmt: skip
+    if gates:
+        trace |= {"attn_gate": torch.rand(3, 3, 4), "token_gate": torch.rand(3, 3), "smear": torch.rand(3, 1)}
     params = {
         "model": {"loop_runs": 2, "stack_runs": 1},
         "train": {"steps": 12, "seconds": None, "reserve_seconds": 0.0, "loop_at": 0.5},
@@ -77,4 +79,5 @@ def _scores(folder: Path, random: np.random.Generator, ttt: bool) -> None:
         stage="evaluate", params={"ttt": "chunk" if ttt else "none"},
         inputs={"manifest": artifacts.sha256(folder / paths.TOKENS / "manifest.json")},
     )  # fmt: skip
-    artifacts.write_json(folder / paths.PACE, {"share": [0.5, 1.0], "seconds": [3.0, 5.0]})
+    table = {"targets": [count - 5, 5], "seconds": [3.0, 5.0] if ttt else [None, None]}
+    artifacts.write_json(folder / paths.PACE, {"documents": table})

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pgolf.data.shards import BOS
 from pgolf.report.breakdown import (
     CLASSES,
+    MOMENTS,
     Scored,
     Vocabulary,
     by_class,
@@ -127,11 +128,21 @@ def test_the_gain_of_the_whole_stream_is_the_difference_of_the_scores() -> None:
     scored = stream(3)
     harder = (scored.losses + np.linspace(0, 0.2, len(scored.losses))).astype(np.float32)
     before = Scored(tokens=scored.tokens, sizes=scored.sizes, losses=harder)
-    gain = ttt_gain(scored, harder, ([0.0, 0.5, 1.0], [10.0, 20.0, 40.0]), count=7)
+    clock = np.linspace(10.0, 40.0, len(harder))
+    gain = ttt_gain(scored, harder, clock, count=7)
     assert gain.running[-1] == pytest.approx(before.bpb - scored.bpb)
     assert gain.targets[-1] == len(scored.losses)
     assert gain.seconds[-1] == 40.0
     assert (np.diff(gain.seconds) > 0).all()
+    third = len(harder) // 3
+    batches = np.repeat([9.0, 3.0, 6.0], [third, third, len(harder) - 2 * third])  # the middle is scored first
+    for noted, moments in ((clock, MOMENTS), (batches, 3)):
+        timed = ttt_gain(scored, harder, noted, count=7)
+        assert len(timed.seconds) == moments
+        for when, gained in zip(timed.seconds, timed.by_then, strict=True):
+            then = noted <= when
+            rise = (harder[then].astype(float) - scored.losses[then]).sum() / np.log(2)
+            assert gained == pytest.approx(rise / scored.sizes[1:][then].sum())
     text = np.diff(np.cumsum(scored.sizes[1:])[gain.targets - 1], prepend=0)
     assert (gain.stretch * text).sum() / text.sum() == pytest.approx(gain.running[-1])
     assert len(ttt_gain(scored, harder, None).seconds) == 0

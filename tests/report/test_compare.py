@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 import torch
 from ruamel.yaml import YAML
+from typer.testing import CliRunner
 
 from pgolf import artifacts, paths
+from pgolf.cli import app
 from pgolf.data.shards import shard_name, write_shard
 from pgolf.errors import InputError
 from pgolf.report.compare import against, find_runs, grouped, published_runs
 from pgolf.report.comparison_text import comparison_text, markdown
 from pgolf.rules import load_rules
 from pgolf.runs import load_run
+from pgolf.submit.claims import disclosure
 from pgolf.submit.leaderboard import RECORDS
 from pgolf.submit.significance import paired_bootstrap, shifted_welch
 
@@ -144,8 +147,11 @@ def test_the_bootstrap_takes_runs_of_equal_seed_and_documents_from_the_shards(tm
     assert found.bootstraps[0][1] == expected
     assert expected.documents == 3
     (tmp_path / "a1" / paths.TOKENS / "manifest.json").write_text("{}")  # losses of other tokens
-    again = grouped(find_runs([run.name for group in (found.base, found.candidate) for run in group.runs]))
-    assert len(against(*again, RULES).bootstraps) == 1
+    names = [run.name for group in (found.base, found.candidate) for run in group.runs]
+    assert len(against(*grouped(find_runs(names)), RULES).bootstraps) == 1
+    metrics = tmp_path / "a0" / paths.metrics("evaluate")  # a score of another artifact
+    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"artifact_sha256": "00"}))
+    assert against(*grouped(find_runs(names)), RULES).bootstraps == ()
 
 
 def test_every_run_is_disclosed_with_every_digit(tmp_path: Path) -> None:
@@ -193,8 +199,9 @@ def test_a_submission_folder_is_a_group_of_its_claims(tmp_path: Path) -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """Two commits and one experiment, with the losses of the first commit only in DVC's cache."""
+    """Two commits and one experiment, with the losses of the first commit only in DVC's cache, which clones share."""
     root = make_run(tmp_path / "repo", 1, 2.0)
+    artifacts.write_bytes(root / ".dvc/config", b"[cache]\n    dir = ../../shared\n")
 
     def git(*arguments: str) -> str:
         command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.invalid", *arguments]
@@ -207,7 +214,7 @@ def repository(tmp_path: Path) -> Path:
 
     def store(data: bytes, suffix: str = "") -> str:
         md5 = hashlib.md5(data).hexdigest() + suffix
-        artifacts.write_bytes(root / ".dvc/cache/files/md5" / md5[:2] / md5[2:], data)
+        artifacts.write_bytes(tmp_path / "shared/files/md5" / md5[:2] / md5[2:], data)
         return md5
 
     git("init", "-q")
@@ -244,6 +251,54 @@ def test_revisions_and_experiments_are_read_without_a_checkout(repository: Path)
     assert load_run("workspace", repository).value("evaluate", "val_loss") == 2.0
     with pytest.raises(InputError, match=r"no artifacts/compress/model\.pgolf here"):
         head.file(paths.ARTIFACT)
+
+
+def test_an_experiment_without_metrics_is_named_and_left_out(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository)
+    empty = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # git's tree without files
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.invalid"]
+    made = subprocess.run(
+        ["git", *identity, "commit-tree", empty, "-m", "x"], check=True, capture_output=True, text=True
+    )
+    ref = "refs/exps/cd/" + "e" * 38 + "/sad-cat"
+    subprocess.run(["git", "update-ref", ref, made.stdout.strip()], check=True)
+    done = CliRunner().invoke(app, ["compare", "HEAD"])
+    assert done.exit_code == 0, done.output
+    assert "* happy-dog: seed 1, val_bpb" in done.output
+    assert "left out: `sad-cat` has no metrics/" in done.output
+
+
+def test_metrics_of_stages_that_did_not_run_are_not_the_runs(tmp_path: Path) -> None:
+    """As after `dvc exp run -S train.seed=8 score`: new weights, and beside them the score of the old ones."""
+    root = make_run(tmp_path / "run", 7, 2.0)
+
+    def out(path: Path | str, md5: str = "") -> dict[str, str]:
+        return {"path": str(path), "md5": md5 or hashlib.md5((root / path).read_bytes()).hexdigest()}
+
+    train = {"params": {"params.yaml": {"train": {"seed": 7, "muon": {"lr": 0.1}}}},
+             "outs": [out(paths.MODEL, "1"), out(paths.metrics("train"))]}  # fmt: skip
+    pack = {"deps": [out(paths.MODEL, "1"), out("code.py", "9")],
+            "outs": [out(paths.ARTIFACT, "2"), out(paths.metrics("compress"))]}  # fmt: skip
+    score = {"deps": [out(paths.ARTIFACT, "2")], "outs": [out(paths.metrics("evaluate"))]}
+    lock = {"schema": "2.0", "stages": {"train": train, "compress": pack, "evaluate": score}}
+
+    def stages() -> set[str]:
+        YAML().dump(lock, root / "dvc.lock")
+        return {*load_run(str(root)).metrics}
+
+    assert stages() == {"train", "compress", "evaluate", "verify-size"}  # the last without DVC
+    train["outs"][0]["md5"] = "3"  # trained again
+    assert stages() == {"train", "verify-size"}
+    run = load_run(str(root / "metrics"))
+    assert not run.finished
+    assert disclosure(run).endswith("seed 7, not scored")
+    train["outs"][0]["md5"] = "1"
+    (root / "params.yaml").write_text((root / "params.yaml").read_text().replace("seed: 7", "seed: 8"))
+    assert stages() == {"verify-size"}
+    for stage in ("train", "evaluate"):  # `pgolf run` after the edit
+        path = root / paths.metrics(stage)
+        path.write_text(path.read_text() + "\n")
+    assert stages() == {"train", "evaluate", "verify-size"}
 
 
 def test_a_metrics_folder_is_enough(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_it_has_every_picture_and_says_which_run_has_it_alone(both: str) -> None
     missing = {"mlp-gates"}  # neither run has such gates
     assert set(figures) == {picture.name for picture in PICTURES} - missing
     alone = {name for name, caption in figures.items() if "Only a has what it needs" in caption}
-    assert alone == {"attention-gates", "ttt-gain", "ttt-gain-by-position"}
+    assert alone == {"attention-gates", "token-gates", "smear", "ttt-gain", "ttt-gain-by-position"}
     (reason,) = re.findall(r"<li>(mlp-gates: .*?)</li>", both)
     assert "has no `mlp_gate` in its trace" in reason
 
@@ -162,10 +162,24 @@ def test_sources_come_from_the_documents(run: Material, tmp_path: Path) -> None:
             _ = Material(run.run, path).sources
 
 
+def test_the_clock_of_an_evaluation_comes_from_its_documents(run: Material, folder: Path, tmp_path: Path) -> None:
+    count = len(run.scored.losses)
+    assert run.clock.tolist() == [3.0] * (count - 5) + [5.0] * 5
+    assert material(folder / "b").clock is None, "nobody noted it"
+    shutil.copytree(folder / "a", tmp_path / "other")
+    (tmp_path / "other" / paths.PACE).write_text('{"documents": {"targets": [7], "seconds": [1.0]}}')
+    with pytest.raises(InputError, match="evaluate again"):
+        _ = material(tmp_path / "other").clock
+
+
 def test_losses_of_other_tokens_are_refused(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "a", tmp_path / "other")
     (tmp_path / "other" / paths.TOKENS / "manifest.json").write_text("{}")
     with pytest.raises(InputError, match="not those that were scored"):
+        _ = material(tmp_path / "other").scored
+    metrics = folder / "a" / paths.metrics("evaluate")
+    (tmp_path / "other" / paths.metrics("evaluate")).write_text('{"artifact_sha256": "0", ' + metrics.read_text()[1:])
+    with pytest.raises(InputError, match="not those of its score"):
         _ = material(tmp_path / "other").scored
 
 
@@ -188,7 +202,8 @@ def test_a_run_with_only_metrics_still_has_a_page(folder: Path, tmp_path: Path) 
     page = written(tmp_path, "bare")
     assert '<figure id="bytes">' in page
     assert page.count("<figure") == 1
-    assert page.count("<li>") == len(PICTURES) - 1
+    told = [name for names in re.findall(r"<li>([\w, -]+): ", page) for name in names.split(", ")]
+    assert sorted(told) == sorted(picture.name for picture in PICTURES if picture.name != "bytes")
     Walk(page)
 
 

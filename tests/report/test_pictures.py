@@ -25,8 +25,8 @@ def runs(count: int, make):
     return {label: make(index) for index, label in enumerate(plots.labels(NAMES[:count]))}
 
 
-def over_time(layers: int, heads: int) -> training.OverTime:
-    return training.OverTime(SECONDS, RANDOM.random((len(SECONDS), layers, heads)) + 0.01)
+def over_time(*shape: int) -> training.OverTime:
+    return training.OverTime(SECONDS, RANDOM.random((len(SECONDS), *shape)) + 0.01)
 
 
 def parts(names) -> list[Part]:
@@ -35,7 +35,7 @@ def parts(names) -> list[Part]:
 
 def gain(index: int) -> Gain:
     targets = np.arange(1, 41) * 1_000_000
-    return Gain(targets, RANDOM.random(40) / 100, RANDOM.random(40) / 50, targets / 1e5)
+    return Gain(targets, RANDOM.random(40) / 100, RANDOM.random(40) / 50, targets / 1e5, RANDOM.random(40) / 100)
 
 
 def state(layers: int) -> dict[str, torch.Tensor]:
@@ -47,10 +47,11 @@ PICTURES = {
     "loss": lambda n: training.loss_curves(
         runs(n, lambda i: training.Curve(SECONDS, 9 - np.log(SECONDS + 1), np.ones(40), 200.0 + 90 * i))
     ),
-    "gradients": lambda n: training.gradient_norms(runs(n, lambda i: over_time(11 - i, 1))),
+    "gradients": lambda n: training.gradient_norms(runs(n, lambda i: over_time(11 - i))),
     "heads": lambda n: training.heads_over_time(runs(n, lambda i: over_time(11, 8)), "query gain", "Query gains"),
     "one head": lambda n: training.heads_over_time(runs(n, lambda i: over_time(1, 1)), "query gain", "Query gains"),
-    "skips": lambda n: training.skip_gates(runs(n, lambda i: over_time(8, 1))),
+    "skips": lambda n: training.lines_over_time(runs(n, lambda i: over_time(8)), "skip", "mean gate", "Skips"),
+    "smear": lambda n: training.lines_over_time(runs(n, lambda i: over_time(1)), "smear", "share of a token", "Smear"),
     "weights": lambda n: weights.weight_distributions(runs(n, lambda i: weights.histograms(state(11), 1.0))),
     "errors": lambda n: weights.quantization_errors(
         runs(n, lambda i: {**dict.fromkeys(state(11), 1e-3 + i), "tok_emb.weight": 1e-4, "bigram.table.weight": 1e-2})
@@ -62,6 +63,11 @@ PICTURES = {
     "gain": lambda n: scores.ttt_gains(runs(n, gain)),
     "gain by position": lambda n: scores.ttt_gains_by_position(
         runs(n, lambda i: [(name, 0.001 * k) for k, name in enumerate(LENGTHS)])
+    ),
+    "agreement": lambda n: training.agreement(
+        dict.fromkeys(["configured", "plain", "another seed"], 9 - np.log(SECONDS + 1)),
+        {"plain": [1e-4, 2e-5], "another seed": [0.1, 0.02]},
+        20,
     ),
     "sweep": lambda n: sweep_front([Point(str(k), 1.5e7 + 2e5 * k, 1.2 - 0.01 * k) for k in range(6 * n)], 16_000_000),
 }
@@ -120,7 +126,7 @@ def test_text_is_inside_readable_and_never_over_other_text(name: str, count: int
     for axes in figure.axes:
         if axes.get_subplotspec() is not None:
             assert named(axes)
-    if count == 2 and name != "sweep":
+    if count == 2 and name not in ("sweep", "agreement"):
         words = " ".join(text.get_text() for text in texts)
         assert all(run in words for run in NAMES)
 

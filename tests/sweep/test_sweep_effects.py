@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pgolf.errors import InputError
-from pgolf.sweep.effects import differences, factorial_effects, seed_spread
+from pgolf.sweep.effects import Effect, differences, factorial_effects, seed_spread
 
 TWO = {"a": ["off", "on"], "b": ["off", "on"]}
 
@@ -75,6 +75,11 @@ def test_an_ablation_is_a_difference_of_means_with_the_spread_of_both():
     assert (far.name, far.value, near.name, near.value) == ("far", 4.0, "near", 1.0)
     assert far.error == near.error == pytest.approx(math.sqrt(1 / 3 + 1))  # the variance of 1, 2, 3 is 1
     assert (far.within_noise, near.within_noise) == (False, True)
+
+
+@pytest.mark.parametrize(("errors", "within"), [(1.9, True), (2.0, False), (2.5, False), (-1.9, True), (-2.5, False)])
+def test_noise_ends_at_two_standard_errors(errors, within):
+    assert Effect("x", errors * 0.25, 0.25).within_noise == within
 
 
 def test_an_incomplete_sweep_has_no_effects():

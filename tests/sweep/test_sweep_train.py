@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,17 @@ import torch
 from typer.testing import CliRunner
 
 from pgolf import paths
+from pgolf.checkpoint_file import load_checkpoint
 from pgolf.cli import app
 from pgolf.config import digest
 from pgolf.console import progress
 from pgolf.data.config import DataConfig, TokenizeConfig
 from pgolf.data.corpus import tokenize_corpus
+from pgolf.data.sidecar import CASEOPS
 from pgolf.data.tokens import open_tokens
 from pgolf.errors import InputError
 from pgolf.evaluate.score import summarize, token_losses, windows_for
+from pgolf.quant.config import FitConfig
 from pgolf.sections import load_sections
 from pgolf.sweep import measure, pool, worker
 from pgolf.sweep.grid import Cell, read_grid
@@ -139,7 +143,15 @@ def test_rows_that_differ_after_training_share_it(here, tmp_path, monkeypatch):
     run_job(tmp_path, [rows[1]])
     assert len(trainings) == 1
     assert read_results(tmp_path, rows)[1].metrics["quantized_bpb"] == four["quantized_bpb"]
-    assert weights_path(tmp_path, rows[0]).exists()
+    checkpoint = load_checkpoint(weights_path(tmp_path, rows[0]))
+
+    limit = round(0.9 * six["bytes_model"])  # a fit has its bytes as they will be shipped
+    wanted = replace(rows[0].sections.quantize, fit=FitConfig(target_bytes=limit + 1000, code_bytes=1000))
+    sections, tokens = replace(rows[0].sections, quantize=wanted), planned(BITS, tmp_path)[1]
+    fitted = measure.measure_packed(checkpoint, sections, tokens, {})
+    assert 0 <= limit - fitted["bytes_model"] <= 256
+    assert fitted["fit_bytes_model"] == fitted["bytes_model"]
+    assert fitted["fit_k_times"] > 1
 
 
 def test_the_key_is_everything_that_the_numbers_depend_on(here, tmp_path):
@@ -151,8 +163,12 @@ def test_the_key_is_everything_that_the_numbers_depend_on(here, tmp_path):
     assert len({low.key, six.key, four.key}) == 3
     same = planned(RATES.replace("compress.codec: zstd", "compress.codec: lzma"), tmp_path)[0][0]
     assert same.key == low.key
-    longer = planned(RATES.replace("subset_targets: 500", "subset_targets: 400"), tmp_path)[0][0]
-    assert longer.key != low.key
+    for change in (
+        ("subset_targets: 500", "subset_targets: 400"),
+        ("evaluate.seq_len: 32", "evaluate.seq_len: 64"),
+        ("evaluate.seq_len: 32", "evaluate.seq_len: 32, evaluate.isolate_documents: true"),
+    ):
+        assert planned(RATES.replace(*change), tmp_path)[0][0].key != low.key, change
     object.__setattr__(tokens, "manifest", {**tokens.manifest, "vocab_size": -1})
     grid = tmp_path / "grid.yaml"
     grid.write_text(RATES)
@@ -176,6 +192,17 @@ def test_the_key_is_everything_that_the_numbers_depend_on(here, tmp_path):
 def test_what_a_sweep_cannot_vary_is_refused_before_anything_runs(here, tmp_path, text, message):
     with pytest.raises(InputError, match=message):
         planned(text, tmp_path)
+
+
+def test_rows_want_tokens_with_or_without_case_operators(here, tmp_path):
+    _, tokens = planned(RATES, tmp_path)
+    object.__setattr__(tokens, "manifest", {**tokens.manifest, "transform": CASEOPS})
+    with pytest.raises(InputError, match=r"row `rate=low` is for tokens without case operators .* those here are not"):
+        plan_rows(read_grid(tmp_path / "grid.yaml"), paths.PARAMS, tokens)
+    text = (here / "params.yaml").read_text()
+    cased = tmp_path / "params.yaml"
+    cased.write_text(text.replace("case_ops: false", "case_ops: true"))
+    assert len(plan_rows(read_grid(tmp_path / "grid.yaml"), cased, tokens)) == 2
 
 
 WORKER = """
