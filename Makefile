@@ -36,4 +36,4 @@ lint: setup-dev  ## Format, lint and types
 	$(BIN)/mypy
 
 clean:  ## Remove everything that can be made again, but not the DVC cache
-	rm -rf artifacts scratch $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf artifacts scratch dvc_plots report.html submission $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -23,8 +23,7 @@ from pgolf import artifacts, paths
 from pgolf.config import build, to_dict
 from pgolf.errors import InputError
 from pgolf.model.config import ModelConfig
-from pgolf.params import read_params
-from pgolf.presets import FOLDER, apply_preset, expected_verdict, preset_files, with_presets
+from pgolf.presets import FOLDER, apply_preset, expected_verdict, preset_files, sections_with, with_presets
 from pgolf.quant.artifact import parameter_shapes
 from pgolf.quant.config import QuantizeConfig
 from pgolf.quant.policy import Shapes
@@ -54,10 +53,11 @@ def adopt(file: Path, params: Path = paths.PARAMS, *, preset: str | None = None,
     """Check `file` against a model and the tokens' vocabulary, write it where it belongs, and set `train.adopt`.
 
     The model is that of `preset`, which is then written into `params` as well; without one, that of `params`. Raises
-    InputError for a file that cannot be read or does not fit, and where the target exists and `force` is off.
+    InputError, and writes nothing, for wrong parameters, for a file that cannot be read or does not fit, and where the
+    target exists and `force` is off.
     """
     presets = [preset] if preset else []
-    model = build(ModelConfig, with_presets(read_params(params), *presets).get("model"), "model")
+    model = sections_with(params, *presets).model  # a mistake anywhere ends it before anything is written
     manifest = artifacts.read_json(paths.TOKENS / "manifest.json", "tokenize")
     shapes = parameter_shapes(model, manifest["vocab_size"])
     if not file.is_file():

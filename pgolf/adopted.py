@@ -41,13 +41,19 @@ def take_adopted(model: ModelConfig, config: TrainConfig, tokens: Tokens) -> dic
     tokens.check_model(file, checkpoint.vocab_size, checkpoint.tokenizer)
     resolved = {"model": to_dict(model), "train": {"adopt": to_dict(config.adopt)}}
     provenance: dict[str, Any] = {"stage": "train", "params": resolved, "inputs": {"adopted": checkpoint.sha256}}
-    extra = {"vocab_size": checkpoint.vocab_size, "tokenizer": checkpoint.tokenizer}
+    extra: dict[str, Any] = {"vocab_size": checkpoint.vocab_size, "tokenizer": checkpoint.tokenizer}
+    if checkpoint.trained_on_validation:
+        extra["trained_on_validation"] = True
     artifacts.save(paths.MODEL, checkpoint.state, schema="pgolf.checkpoint", **provenance, extra=extra)
     artifacts.save(paths.AVERAGES, {}, schema="pgolf.averages", **provenance)
     nothing = dict.fromkeys(("step", "seconds", "lr"), 0.0) | {"loss": math.nan}
     provenance["params"] = {"model": to_dict(model), "train": to_dict(config)}  # pictures show the section
     series = {name: torch.tensor([value]) for name, value in nothing.items()}
     artifacts.save(paths.TRACE, series, schema="pgolf.trace", **provenance)
-    return {"adopted": True, "record_eligible": False, "steps": 0, "tokens": 0, "world_size": 1} | {
-        "parameters": sum(tensor.numel() for tensor in checkpoint.state.values())
+    return {
+        "adopted": True,
+        "record_eligible": False,
+        **({"trained_on_validation": True} if checkpoint.trained_on_validation else {}),
+        **{"steps": 0, "tokens": 0, "world_size": 1},
+        "parameters": sum(tensor.numel() for tensor in checkpoint.state.values()),
     }

@@ -23,6 +23,8 @@ class Checkpoint(NamedTuple):
     """SHA-256 of the tokenizer."""
     sha256: str
     """SHA-256 of the file."""
+    trained_on_validation: bool = False
+    """Made by `pgolf prequant`: what comes of it is not valid for records."""
 
     def build(self, device: torch.device, dtype: torch.dtype) -> GPT:
         """The model with these weights."""
@@ -42,6 +44,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     state, meta = artifacts.load(path, schema="pgolf.checkpoint", made_by="train")
     try:
         config = build(ModelConfig, meta["params"]["model"], "model")
-        return Checkpoint(state, config, meta["vocab_size"], meta["tokenizer"], artifacts.sha256(path))
+        sha256, seen = artifacts.sha256(path), meta.get("trained_on_validation", False)
+        return Checkpoint(state, config, meta["vocab_size"], meta["tokenizer"], sha256, seen)
     except KeyError as error:
         raise InputError(f"{path} lacks {error} in its metadata: run `pgolf train` again") from None

@@ -9,11 +9,14 @@ import typer
 
 from pgolf import __version__, paths, run_commands
 from pgolf.audit.command import audit
-from pgolf.bench.train_command import bench_train
+from pgolf.bench.train_command import bench_agree, bench_train
 from pgolf.console import console, handled, table
 from pgolf.doctor import doctor
 from pgolf.errors import InputError
 from pgolf.lab.command import diagnose, sweep_quantize
+from pgolf.lab.evaluate_command import sweep_evaluate
+from pgolf.lab.prequant_command import prequant
+from pgolf.lab.temperature import sweep_temperature
 from pgolf.report.command import report
 from pgolf.sweep.command import sweep_train
 
@@ -69,11 +72,15 @@ for _command in (run_commands.compare, run_commands.record, run_commands.keep, r
     app.command(rich_help_panel="Runs")(handled(_command))
 app.command("audit", rich_help_panel="Runs")(handled(audit))
 app.command("diagnose", rich_help_panel="Runs")(handled(diagnose))
+app.command("prequant", rich_help_panel="Runs")(handled(prequant))
 app.command("report", rich_help_panel="Runs")(handled(report))
 app.command("doctor")(handled(doctor))
 sweep.command("train")(handled(sweep_train))
 sweep.command("quantize")(handled(sweep_quantize))
+sweep.command("evaluate")(handled(sweep_evaluate))
+sweep.command("temperature")(handled(sweep_temperature))
 bench.command("train")(handled(bench_train))
+bench.command("agree")(handled(bench_agree))
 
 
 @app.command(rich_help_panel="Runs")

@@ -1,11 +1,13 @@
 """What a person sees: one live line, tables, one-line errors. Nothing here can affect a byte of an artifact.
 
-In a terminal progress is one live line; elsewhere (CI, a log file) it is a plain line every few seconds.
+In a terminal progress is one live line; elsewhere (CI, a log file) it is a plain line every few seconds. Of several
+processes (torchrun, `pgolf.launch`) the first alone speaks, but for an error that it does not share.
 Exit codes: 0 done, 1 a gate failed, 2 bad input or interrupted, 3 a bug of ours.
 """
 
 import contextlib
 import functools
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +25,12 @@ from pgolf.errors import InputError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-console = Console(stderr=True, highlight=False)
+WORLD, RANK = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
+console = Console(stderr=True, highlight=False, quiet=RANK > 0)
+OTHERS_FIRST = 3.0
+"""Seconds that one of several processes keeps an error to itself; it is ended meanwhile where another's was first."""
+LINE = 160
+"""Characters that a table may take at least, outside a terminal."""
 PLAIN_INTERVAL = 10.0
 """Seconds between progress lines outside a terminal."""
 
@@ -65,14 +72,15 @@ def progress(stage: str) -> Iterator[Progress]:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table; numbers are right-aligned, whole numbers with thousands separators."""
+    """Print a table; numbers are right-aligned, whole numbers with thousands separators. No file is too narrow."""
     grid = Table(title=title, title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
         numeric = rows and all(isinstance(row[index], int | float) or row[index] in ("", "-") for row in rows)
         grid.add_column(column, justify="right" if numeric else "left")
     for row in rows:
         grid.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
-    console.print(grid)
+    wide = Console(file=console.file, width=max(LINE, console.width), highlight=False, quiet=console.quiet)
+    (console if console.is_terminal else wide).print(grid)
 
 
 def handled(command: Callable[P, T]) -> Callable[P, T]:
@@ -86,11 +94,22 @@ def handled(command: Callable[P, T]) -> Callable[P, T]:
         except (typer.Exit, typer.Abort):
             raise
         except (Exception, KeyboardInterrupt) as error:
+            try:
+                _let_others_speak(error)
+            except KeyboardInterrupt as interrupted:
+                error = interrupted
             raise typer.Exit(_explain(error, command.__name__)) from None
         finally:
             signal.signal(signal.SIGTERM, previous)
 
     return run
+
+
+def _let_others_speak(error: BaseException) -> None:
+    """Of several processes, let the one speak that knows best: an error of another reaches this one as a lost link."""
+    if WORLD > 1 and not isinstance(error, KeyboardInterrupt):
+        time.sleep(OTHERS_FIRST * ((RANK > 0) + (not isinstance(error, InputError))))
+        console.quiet = False
 
 
 def _explain(error: BaseException, command: str) -> int:

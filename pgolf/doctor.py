@@ -49,7 +49,7 @@ def doctor() -> None:
         grid.add_column(column, overflow="fold")
     for check in checks:
         texts = (check.name, check.found, check.remedy)
-        grid.add_row(Text(check.state, COLORS[check.state]), *(Text(text) for text in texts))
+        grid.add_row(Text(check.state, COLORS[check.state]), *(Text(" ".join(text.split())) for text in texts))
     console.print(grid)
     if any(check.state == "fail" for check in checks):
         raise typer.Exit(1)
@@ -61,10 +61,18 @@ def examine() -> Iterator[Check]:
         try:
             yield look()
         except InputError as error:
-            found, _, remedy = str(error).rpartition(": ")
-            yield Check(name, "fail", found or remedy, remedy)
+            yield Check(name, "fail", *_problem_and_remedy(str(error)))
         except Exception as error:  # a broken environment fails in every way there is
             yield Check(name, "fail", f"{type(error).__name__}: {error}", INSTALL)
+
+
+def _problem_and_remedy(message: str) -> tuple[str, str]:
+    """A message says what is wrong, then `: ` or `; `, then what helps."""
+    for mark in (": ", "; "):
+        problem, found, remedy = message.rpartition(mark)
+        if found:
+            return problem, remedy
+    return message, message
 
 
 def python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
@@ -100,23 +108,35 @@ def _unmet(requirement: str) -> str:
     except importlib.metadata.PackageNotFoundError:
         return f"{name} is missing"
     for limit in limits:
-        bound = limit.lstrip("<>=")
-        ok = _numbers(version) >= _numbers(bound) if limit.startswith(">=") else _numbers(version) < _numbers(bound)
-        if not ok:
+        if not _keeps(version, limit):
             return f"{name} is {version}, needed is {limit}"
     return ""
 
 
+def _keeps(version: str, limit: str) -> bool:
+    """Whether a version keeps one limit, such as `>=3.67`; suffixes of pre-releases and builds do not count."""
+    mark, bound = re.findall(r"[<>=!~]+|[\w.*+]+", limit)
+    have, want = _numbers(version), _numbers(bound)
+    fixed = bound.count(".")  # numbers that `~=1.2` and `==1.*` fix: all but the last
+    same = have[:fixed] == want[:fixed]
+    equal = same if "*" in bound else have == want
+    return {
+        ">=": have >= want, "<=": have <= want, ">": have > want, "<": have < want,
+        "==": equal, "!=": not equal, "~=": same and have >= want,
+    }[mark]  # fmt: skip
+
+
 def _numbers(version: str) -> tuple[int, ...]:
-    """`2.13.0+cpu` -> (2, 13, 0)."""
-    return tuple(int(part) for part in re.findall(r"\d+", re.split(r"[+a-z]", version)[0]))
+    """`2.13.0+cpu` -> (2, 13, 0, 0, 0, 0)."""
+    numbers = [int(part) for part in re.findall(r"\d+", re.split(r"[+a-z]", version)[0])]
+    return tuple(numbers + [0] * (6 - len(numbers)))
 
 
 def torch_build() -> Check:
     """Whether torch can be imported."""
     import torch
 
-    return Check("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    return Check("torch", "ok", f"{torch.__version__}, threads: {torch.get_num_threads()}")
 
 
 def cuda() -> Check:

@@ -7,10 +7,11 @@ behind, their stage writes them again. DVC says success where cached files are m
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from pgolf import paths
 from pgolf.errors import InputError
 from pgolf.params import parse_params
 from pgolf.rules import load_rules
-from pgolf.runs import load_run
+from pgolf.runs import LOCK, Run, load_run
 from pgolf.submit.evidence import gather
 from pgolf.submit.record import readable_source
 from pgolf.submit.run_log import run_log
@@ -26,7 +27,7 @@ from pgolf.submit.run_log import run_log
 TAGS = "refs/tags/kept/"
 LOG = "logs/train_seed{seed}.log"
 """Where the log lies in the tag's commit."""
-LOCK, PIPELINE = Path("dvc.lock"), Path("dvc.yaml")
+PIPELINE = Path("dvc.yaml")
 FILES = (paths.PARAMS, LOCK, Path("metrics"))
 """What `restore` writes beside artifacts."""
 
@@ -42,16 +43,18 @@ class Kept(NamedTuple):
     """Outputs with `push: false`."""
     log: str
     """Path of the log, or why there is none."""
+    published: str | None = None
+    """The git remote that a new tag went to, where there is one."""
 
 
-def keep(name: str, remote: str | None = None, publish: str = "origin", root: Path = Path()) -> Kept:
+def keep(name: str, remote: str | None = None, publish: str | None = None, root: Path = Path()) -> Kept:
     """Store the committed run under `name`: artifacts to the DVC `remote`, then the tag, also on the git remote.
 
-    The git remote `publish` is used where it exists. InputError for a name that exists or is none, uncommitted
+    The git remote `publish` is `origin` where it exists. InputError for a name that exists or is none, uncommitted
     changes, stages that `dvc repro` would run, and a missing remote; then there is no tag, here or there.
     """
-    tag = _tag(name, root)
-    if _find(tag, publish, root):
+    tag, hub = _tag(name, root), _hub(publish, root)
+    if name in kept(publish, root):
         raise InputError(
             f"`{name}` exists: choose another name (`pgolf restore` lists them), kept results do not change"
         )
@@ -59,143 +62,189 @@ def keep(name: str, remote: str | None = None, publish: str = "origin", root: Pa
         raise InputError(
             f"{len(changed)} files are not committed, among them `{changed[0][3:]}`: `git commit` them first"
         )
+    where = _remote(remote, root)
     if stale := json.loads(_dvc(root, "status", "--json")):
         raise InputError(
             f"the run is not that of the files here ({', '.join(stale)}): `dvc repro`, then commit dvc.lock"
         )
     lock = parse_params((root / LOCK).read_text("utf-8"), LOCK) if (root / LOCK).is_file() else {"stages": {}}
-    pushed, left_out = _outputs(lock, parse_params((root / PIPELINE).read_text("utf-8"), PIPELINE))
-    seed, log, problem = _log(root)
-    where = _remote(remote, root)
+    pushed, left_out = _outputs(lock, _declared((root / PIPELINE).read_text("utf-8")))
     _dvc(root, "push", "--quiet", *where)
     if missing := json.loads(_dvc(root, "status", "--cloud", "--json", *where)):
         raise InputError(f"the remote lacks {', '.join(missing)}, and so does the cache: run `dvc repro --force`")
-    commit = _commit(root, {LOG.format(seed=seed): log} if log else {}, f"Kept result {name}")
-    metrics = load_run("workspace", root).metrics
-    score = ", ".join(f"{key} {metrics.get(stage, {}).get(key, '-')}" for stage, key in
+    run = load_run("workspace", root)
+    log, problem = _log(run)
+    place = LOG.format(seed=run.seed)
+    commit = _commit(root, {place: log} if log else {}, f"Kept result {name}")
+    score = ", ".join(f"{key} {run.metrics.get(stage, {}).get(key, '-')}" for stage, key in
                       (("evaluate", "val_bpb"), ("verify-size", "bytes_total")))  # fmt: skip
     _git(root, "tag", "--annotate", "--message", score, tag.removeprefix("refs/tags/"), commit)
-    if publish in _git(root, "remote").split():
+    if hub:
         try:
-            _git(root, "push", "--quiet", publish, tag)
+            _git(root, "push", "--quiet", hub, tag)
         except InputError:
             _git(root, "tag", "--delete", tag.removeprefix("refs/tags/"))
             raise
-    return Kept(tag, commit, pushed, left_out, LOG.format(seed=seed) if log else problem)
+    return Kept(tag, commit, pushed, left_out, place if log else problem, hub or "no git remote")
 
 
 def restore(
-    name: str, remote: str | None = None, publish: str = "origin", *, code: bool = False, root: Path = Path()
+    name: str, remote: str | None = None, publish: str | None = None, *, code: bool = False, root: Path = Path()
 ) -> Kept:
     """Bring a kept result back: params.yaml, dvc.lock and metrics as files, artifacts, the log under scratch/kept.
 
-    With `code` the whole commit is checked out instead, on no branch. InputError, and nothing changed, for an unknown
-    name, changes that would be lost, another pipeline than the one here, and artifacts that the remote lacks.
+    With `code` the whole commit is checked out instead, on no branch. Files of outputs that the remote never had are
+    deleted where they are of another run. InputError, and nothing changed, for an unknown name, changes that would be
+    lost, another pipeline than the one here, and artifacts that the remote lacks.
     """
     tag = _tag(name, root)
-    if not _find(tag, publish, root):
-        known = ", ".join(kept(publish, root)) or "none"
-        raise InputError(f"there is no kept result `{name}` (known: {known})")
     _fetch(tag, publish, root)
     _refuse_loss(code, root)
     commit = _git(root, "rev-parse", f"{tag}^{{commit}}").strip()
-    lock, pipeline = (parse_params(_git(root, "show", f"{commit}:./{path}"), path) for path in (LOCK, PIPELINE))
-    pushed, left_out = _outputs(lock, pipeline)
-    here = parse_params((root / PIPELINE).read_text("utf-8"), PIPELINE)
-    if not code and (pushed, left_out) != _outputs(lock, here):
+    files = {path: _git(root, "show", f"{commit}:./{path}") for path in (LOCK, PIPELINE, paths.PARAMS)}
+    declared = _declared(files[PIPELINE])
+    if not code and declared != _declared((root / PIPELINE).read_text("utf-8")):
         raise InputError(f"the pipeline of `{name}` writes other files than dvc.yaml here: add --code")
-    before = _git(root, "symbolic-ref", "--quiet", "--short", "HEAD", may_fail=True).strip()
-    before = before or _git(root, "rev-parse", "HEAD").strip()
-    files = [str(path) for path in FILES]
-    there = ["checkout", "--quiet", "--detach", commit] if code else ["restore", f"--source={commit}", "--", *files]
-    back = ["checkout", "--quiet", before] if code else ["restore", "--", *files]
+    pushed, left_out = _outputs(parse_params(files[LOCK], LOCK), declared)
+    back = _replace_files(commit, code, root)
     try:
-        _git(root, *there)
         _dvc(root, "fetch", "--quiet", *_remote(remote, root), *pushed)
-        absent = json.loads(_dvc(root, "data", "status", "--json")).get("not_in_cache", [])
-        if missing := [path for path in absent if path.rstrip("/") in pushed]:
+        state = json.loads(_dvc(root, "data", "status", "--json"))
+        absent = {path.rstrip("/") for path in state.get("not_in_cache", [])}
+        if missing := [path for path in pushed if path in absent]:
             raise InputError(f"the remote lacks {', '.join(missing)}: name the one that has them with --remote")
-        _dvc(root, "checkout", "--quiet", *pushed)
+        _dvc(root, "checkout", "--quiet", *(path for path in (*pushed, *left_out) if path not in absent))
     except BaseException:
-        _git(root, *back)
+        back()
         raise
-    return Kept(tag, commit, pushed, left_out, _write_log(name, commit, root))
+    left_out = [path for path in left_out if path in absent]
+    _remove([path for path in _edited(state) if path in left_out], root)
+    seed = parse_params(files[paths.PARAMS], paths.PARAMS).get("train", {}).get("seed")
+    return Kept(tag, commit, pushed, left_out, _write_log(name, commit, LOG.format(seed=seed), root))
 
 
-def kept(publish: str = "origin", root: Path = Path()) -> list[str]:
-    """The names of all kept results, here and on the git remote."""
+def _replace_files(commit: str, code: bool, root: Path) -> Callable[[], object]:
+    """Put the files of a commit here, or check it out; returns what takes that back."""
+    if code:
+        before = _git(root, "symbolic-ref", "--quiet", "--short", "HEAD", may_fail=True).strip()
+        before = before or _git(root, "rev-parse", "HEAD").strip()
+        _git(root, "checkout", "--quiet", "--detach", commit)
+        return lambda: _git(root, "checkout", "--quiet", before)
+    places = [str(path) for path in FILES]
+    tracked = _git(root, "ls-files", "-z", "--", *places).split("\0")[:-1]
+    new = {*_git(root, "ls-tree", "-r", "-z", "--name-only", commit, "--", *places).split("\0")[:-1]} - {*tracked}
+
+    def back() -> None:
+        if tracked:
+            _git(root, "restore", "--", *tracked)
+        for path in new:
+            (root / path).unlink(missing_ok=True)
+
+    _git(root, "restore", f"--source={commit}", "--", *places)
+    return back
+
+
+def kept(publish: str | None = None, root: Path = Path()) -> list[str]:
+    """The names of all kept results, here and on the git remote; InputError where that does not answer."""
     listed = _git(root, "for-each-ref", "--format=%(refname)", TAGS).splitlines()
-    if publish in _git(root, "remote").split():
-        there = _git(root, "ls-remote", "--tags", "--refs", publish, f"{TAGS}*", may_fail=True).splitlines()
+    if hub := _hub(publish, root):
+        there = _git(root, "ls-remote", "--tags", "--refs", hub, f"{TAGS}*").splitlines()
         listed += [line.split("\t")[1] for line in there]
     return sorted({name.removeprefix(TAGS) for name in listed})
 
 
 def _tag(name: str, root: Path) -> str:
     tag = TAGS + name
-    if subprocess.run(["git", "check-ref-format", tag], cwd=root, check=False).returncode:
+    if _git(root, "check-ref-format", "--normalize", tag, may_fail=True).strip() != tag:
         raise InputError(f"`{name}` cannot be the name of a git tag: use letters, digits and dashes")
     _git(root, "rev-parse", "--verify", "HEAD")
     return tag
 
 
-def _find(tag: str, publish: str, root: Path) -> bool:
-    return tag.removeprefix(TAGS) in kept(publish, root)
+def _hub(publish: str | None, root: Path) -> str | None:
+    """The git remote of the tags: the one that is asked for, else `origin` where it exists."""
+    known = _git(root, "remote").split()
+    if publish and publish not in known:
+        raise InputError(f"there is no git remote `{publish}` (known: {', '.join(known) or 'none'})")
+    return publish or ("origin" if "origin" in known else None)
 
 
-def _fetch(tag: str, publish: str, root: Path) -> None:
-    if not _git(root, "for-each-ref", tag):
-        _git(root, "fetch", "--quiet", "--no-tags", publish, f"{tag}:{tag}")
+def _fetch(tag: str, publish: str | None, root: Path) -> None:
+    """Get a tag that is not here; InputError where nobody has it."""
+    hub = _hub(publish, root)
+    if _git(root, "for-each-ref", tag):
+        return
+    known = kept(publish, root)
+    if tag.removeprefix(TAGS) not in known:
+        raise InputError(f"there is no kept result `{tag.removeprefix(TAGS)}` (known: {', '.join(known) or 'none'})")
+    _git(root, "fetch", "--quiet", "--no-tags", str(hub), f"{tag}:{tag}")
 
 
 def _refuse_loss(code: bool, root: Path) -> None:
     """InputError where files that are about to be replaced hold changes that nothing else holds."""
-    places = [] if code else [str(path) for path in FILES]
-    if changed := _git(root, "status", "--porcelain", "--untracked-files=no", "--", *places).splitlines():
-        raise InputError(f"`{changed[0][3:]}` has uncommitted changes: `git commit` or `git restore` it first")
-    uncommitted = json.loads(_dvc(root, "data", "status", "--json")).get("uncommitted", {})
-    if edited := uncommitted.get("modified", []) + uncommitted.get("added", []):
+    untracked, places = ("no", []) if code else ("all", [str(path) for path in FILES])  # git checkout looks itself
+    if changed := _git(root, "status", "--porcelain", f"--untracked-files={untracked}", "--", *places).splitlines():
+        raise InputError(
+            f"`{changed[0][3:]}` has uncommitted changes: `git commit` them, or take them back (`git restore`) first"
+        )
+    if edited := _edited(json.loads(_dvc(root, "data", "status", "--json"))):
         raise InputError(f"{edited[0]} is not what dvc.lock says and would be lost: `dvc commit` it, or delete it")
 
 
-def _outputs(lock: Mapping[str, Any], pipeline: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The cached outputs of a lock file, those that are pushed and those that are not."""
-    listed: dict[str, Any] = {}
-    for stage in pipeline["stages"].values():
+def _edited(state: Mapping[str, Any]) -> list[str]:
+    """Outputs in an answer of `dvc data status` that are here with another content than dvc.lock names."""
+    found = state.get("uncommitted", {})
+    return [path.rstrip("/") for path in (*found.get("modified", []), *found.get("added", []))]
+
+
+def _remove(names: list[str], root: Path) -> None:
+    for path in (root / name for name in names):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _declared(pipeline: str) -> dict[str, bool]:
+    """The cached outputs of a pipeline's text -> whether they are pushed."""
+    found: dict[str, bool] = {}
+    for stage in parse_params(pipeline, PIPELINE)["stages"].values():
         for out in stage.get("outs", []):
-            listed |= out if isinstance(out, dict) else {out: {}}
+            listed = out if isinstance(out, dict) else {out: {}}
+            found |= {path: options.get("push", True) for path, options in listed.items()}
+    return found
+
+
+def _outputs(lock: Mapping[str, Any], declared: Mapping[str, bool]) -> tuple[list[str], list[str]]:
+    """The cached outputs of a lock file, those that are pushed and those that are not."""
     locked = [out["path"] for stage in lock["stages"].values() for out in stage.get("outs", [])]
-    cached = [path for path in locked if path in listed]  # metrics are in git
-    pushed = [path for path in cached if listed[path].get("push", True)]
-    return pushed, [path for path in cached if path not in pushed]
+    cached = [path for path in locked if path in declared]  # metrics are in git
+    return [path for path in cached if declared[path]], [path for path in cached if not declared[path]]
 
 
-def _log(root: Path) -> tuple[int | None, str, str]:
-    """The seed of the run, its log, and if that is empty why."""
-    run = load_run("workspace", root)
+def _log(run: Run) -> tuple[str, str]:
+    """The log of a run, and if that is empty why."""
     try:
         (found,) = gather([run])
         source = readable_source(run.file(paths.PACKED_CODE).read_bytes())
-        return run.seed, run_log(found, source, load_rules()), ""
+        return run_log(found, source, load_rules()), ""
     except InputError as error:
-        return run.seed, "", f"none: {error}"
+        return "", f"none: {error}"
 
 
-def _write_log(name: str, commit: str, root: Path) -> str:
-    listed = _git(root, "ls-tree", "-r", "--name-only", commit, "--", str(Path(LOG).parent)).splitlines()
-    for path in listed:
-        target = root / paths.SCRATCH / "kept" / name / Path(path).name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(_git(root, "show", f"{commit}:./{path}"), "utf-8")
-        return str(target.relative_to(root))
-    return "none"
+def _write_log(name: str, commit: str, place: str, root: Path) -> str:
+    text = _git(root, "show", f"{commit}:./{place}", may_fail=True)
+    if not text:
+        return "none"
+    target = root / paths.SCRATCH / "kept" / name / Path(place).name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text, "utf-8")
+    return str(target.relative_to(root))
 
 
 def _commit(root: Path, texts: Mapping[str, str], message: str) -> str:
-    """A commit on top of HEAD with further files; index, branch and working tree stay as they are."""
+    """A commit on top of HEAD with these logs and no others; index, branch and working tree stay as they are."""
     with tempfile.TemporaryDirectory() as folder:
         own = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
         _git(root, "read-tree", "HEAD", env=own)
+        _git(root, "rm", "--cached", "--quiet", "--ignore-unmatch", "--", LOG.format(seed="*"), env=own)
         prefix = _git(root, "rev-parse", "--show-prefix").strip()
         for path, text in texts.items():
             blob = _git(root, "hash-object", "-w", "--stdin", stdin=text).strip()

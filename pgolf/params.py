@@ -27,7 +27,7 @@ def read_params(path: Path) -> dict[str, Any]:
 def parse_params(text: str, path: Path) -> dict[str, Any]:
     """The text of a params file as plain mappings and lists; `path` is what messages name."""
     try:
-        params = YAML(typ="safe", pure=True).load(text)
+        params = YAML(typ="safe").load(text)
     except YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(params, Mapping):
@@ -41,3 +41,11 @@ def section(path: Path, name: str, cls: type[T]) -> T:
     if name not in params:
         raise InputError(f"{path} has no section `{name}`{suggest(name, map(str, params))}")
     return build(cls, params[name], name)
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of nested sections."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

@@ -8,7 +8,7 @@ whole story.
 
 import copy
 import io
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -44,16 +44,13 @@ def apply_preset(
     Returns how many values each preset changed. The result is checked as a whole before the file is replaced;
     InputError for an unknown preset or a wrong key.
     """
-    files = preset_files(folder) if names else {}
-    for name in names:
-        if name not in files:
-            raise InputError(f"`{name}` is not a preset{suggest(name, files)}")
+    chosen = _chosen(names, folder)
     read_params(params)  # its errors name the file
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     document = yaml.load(params)
-    changed = {name: sum(_merge(document, _keys(name, files[name]))) for name in names}
+    changed = {name: sum(_merge(document, found)) for name, found in chosen}
     list(_merge(document, also or {}))  # it merges as it is walked
     text = io.StringIO()
     yaml.dump(document, text)
@@ -67,18 +64,30 @@ def apply_preset(
 
 def with_presets(params: Mapping[str, Any], *names: str, folder: Path = FOLDER) -> dict[str, Any]:
     """The same in memory: a copy of the document `params` with the keys of presets, unchecked."""
-    document, files = copy.deepcopy(dict(params)), preset_files(folder) if names else {}
-    for name in names:
-        if name not in files:
-            raise InputError(f"`{name}` is not a preset{suggest(name, files)}")
-        list(_merge(document, _keys(name, files[name])))  # it merges as it is walked
+    document = copy.deepcopy(dict(params))
+    for _, found in _chosen(names, folder):
+        list(_merge(document, found))  # it merges as it is walked
     return document
+
+
+def sections_with(params: Path, *names: str, folder: Path = FOLDER) -> Sections:
+    """What a params file holds once presets are applied, checked like a file; nothing is written."""
+    return check_sections(with_presets(read_params(params), *names, folder=folder), params)
 
 
 def expected_verdict(path: Path) -> str | None:
     """What an audit of a published system finds; None for an overlay."""
     found = read_params(path).get(VERDICT)
     return None if found is None else str(found["text"])
+
+
+def _chosen(names: Sequence[str], folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """These presets with what each writes, in order; InputError for an unknown one."""
+    files = preset_files(folder) if names else {}
+    for name in names:
+        if name not in files:
+            raise InputError(f"`{name}` is not a preset{suggest(name, files)}")
+    return [(name, _keys(name, files[name])) for name in names]
 
 
 def _keys(name: str, path: Path) -> dict[str, Any]:

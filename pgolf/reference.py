@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator
 from typing import Any, NamedTuple, get_type_hints
@@ -17,6 +18,10 @@ HEAD = """\
 Every key of `params.yaml`: its type, the value that it has where nobody sets it, and what it means. The defaults are
 those of PR 1493; the values of the bundled run stand in `params.yaml`. This page is the output of `pgolf parameters`.
 """
+
+TYPES = {"bool": "true or false", "float": "number", "int": "whole number", "str": "text"}
+SYNTAX = {"Literal[": "one of ", "tuple[": "list of ", ", ...]": "", " | None": " or null", "]": "", "'": ""}
+"""Python's notation -> words, in this order."""
 
 
 class Parameter(NamedTuple):
@@ -95,12 +100,8 @@ def _table(rows: list[Parameter]) -> str:
 
 
 def _words(annotation: str) -> str:
-    """An annotation as people say it."""
-    text = annotation.replace("Literal[", "one of ").replace("tuple[", "list of ").replace(", ...]", "")
-    text = text.replace("]", "").replace("'", "").replace(" | None", " or null")
-    return (
-        text.replace("bool", "true or false")
-        .replace("float", "number")
-        .replace("int", "whole number")
-        .replace("str", "text")
-    )
+    """An annotation as people say it; the values of a literal stay as they are."""
+    text = re.sub(r"'[^']*'|\w+", lambda found: TYPES.get(found[0], found[0]), annotation)
+    for python, words in SYNTAX.items():
+        text = text.replace(python, words)
+    return text

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pgolf.console import progress, table
+from pgolf.console import console, progress, table
+from pgolf.errors import InputError
 
 if TYPE_CHECKING:
     from pgolf.keep import Kept
+    from pgolf.runs import Run
 
 
 def compare(
@@ -27,9 +29,8 @@ def compare(
     from pgolf.report.compare import against, find_runs, grouped
     from pgolf.report.comparison_text import comparison_text
     from pgolf.rules import load_rules
-    from pgolf.runs import experiments, load_run
 
-    others = [load_run(name) for name in experiments() if name not in runs]
+    others = _experiments(runs)
     groups, rules = grouped(find_runs(runs)), load_rules()
     results = [
         against(groups[0], group, rules, margin=margin, p_value=p_value, resamples=resamples) for group in groups[1:]
@@ -53,7 +54,7 @@ def record(
 ) -> None:
     """Write a submission folder: README, claims, logs, code, tokenizer and artifacts, all from finished runs."""
     from pgolf.rules import load_rules
-    from pgolf.runs import experiments, load_run
+    from pgolf.runs import load_run
     from pgolf.submit import leaderboard
     from pgolf.submit.claims import About
     from pgolf.submit.record import record as write
@@ -63,20 +64,34 @@ def record(
         date=date or datetime.datetime.now(datetime.UTC).date().isoformat(),
     )  # fmt: skip
     base, rules = leaderboard.record(baseline), load_rules()
-    made = [load_run(run) for run in dict.fromkeys([*(also or []), *experiments()])]
+    named = list(dict.fromkeys(also or []))
+    made = [*map(load_run, named), *_experiments(named)]
     fields = write(out, [load_run(run) for run in runs], about, base, rules, also=made)
     keys = ("val_bpb", "val_bpb_std", "val_loss", "bytes_total", "significance")
     table(str(out), ("", "value"), [(key, fields[key]) for key in keys])
 
 
+def _experiments(without: list[str]) -> "list[Run]":
+    """The DVC experiments but these; one that cannot be read is named and left out."""
+    from pgolf.runs import experiments, load_run
+
+    found = []
+    for name in experiments():
+        try:
+            found += [load_run(name)] if name not in without else []
+        except InputError as error:
+            console.print(f"left out: {error}", soft_wrap=True, markup=False)
+    return found
+
+
 RemoteOption = Annotated[str | None, typer.Option(help="DVC remote of the artifacts (default: the project's).")]
-PublishOption = Annotated[str, typer.Option(help="Git remote of the tags, where there is one.")]
+PublishOption = Annotated[str | None, typer.Option(help="Git remote of the tags (default: origin, if there is one).")]
 
 
 def keep(
     name: Annotated[str, typer.Argument(help="What to call the result.")],
     remote: RemoteOption = None,
-    publish: PublishOption = "origin",
+    publish: PublishOption = None,
 ) -> None:
     """Store the committed run for good: a git tag with its log, and its artifacts in a DVC remote."""
     from pgolf.keep import keep as store
@@ -89,7 +104,7 @@ def keep(
 def restore(
     name: Annotated[str | None, typer.Argument(help="A kept result; without it, the list.")] = None,
     remote: RemoteOption = None,
-    publish: PublishOption = "origin",
+    publish: PublishOption = None,
     code: Annotated[bool, typer.Option("--code", help="Check out its whole commit, on no branch.")] = False,
 ) -> None:
     """Bring a kept result back: parameters, lock file, metrics and artifacts; the code only with --code."""
@@ -106,5 +121,6 @@ def restore(
 
 def _rows(done: "Kept") -> list[tuple[str, str]]:
     left_out = ", ".join(done.left_out) or "nothing"
-    return [("commit", done.commit), ("artifacts", str(len(done.artifacts))), ("log", done.log),
+    published = [("published to", done.published)] if done.published else []
+    return [("commit", done.commit), *published, ("artifacts", str(len(done.artifacts))), ("log", done.log),
             ("not in the remote, `dvc repro` writes it again", left_out)]  # fmt: skip

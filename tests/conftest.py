@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from pgolf.data.documents import read_documents
 
@@ -49,10 +50,16 @@ def shrink(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def mini_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the whole chain has run with the `mini` preset; read only."""
-    folder = copy_repository(tmp_path_factory.mktemp("mini"))
-    shrink(folder)
-    call("pgolf", "run", cwd=folder)
+    """A folder in which the whole chain has run with the `mini` preset, once for all workers; read only."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "mini"
+    with FileLock(shared / "mini.lock"):
+        if not folder.is_dir():
+            making = copy_repository(tmp_path_factory.mktemp("making"))
+            shrink(making)
+            call("pgolf", "run", cwd=making)
+            making.rename(folder)
     return folder
 
 
@@ -65,4 +72,4 @@ def workspace(mini_run: Path, tmp_path: Path) -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole chains first: they are long, and at the end one worker would wait for another's."""
     slow = ("pipeline", "lab")
-    items.sort(key=lambda item: not any(part in slow for part in item.path.parts))
+    items.sort(key=lambda item: item.path.relative_to(ROOT / "tests").parts[0] not in slow)

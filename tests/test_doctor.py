@@ -67,6 +67,23 @@ def test_missing_and_old_packages(monkeypatch, only) -> None:
     assert "constraints.txt" in check.remedy
 
 
+@pytest.mark.parametrize(
+    ("kept", "broken"),
+    [
+        (">=2.13", ">=2.13.2"), ("<=2.13.1", "<=2.13.0"), (">2.13", ">2.13.1"), ("<3", "<2.13.1"),
+        ("==2.13.1", "==2.13"), ("==2.13.*", "==2.12.*"), ("!=2.13", "!=2.13.1"), ("!=2.12.*", "!=2.13.*"),
+        ("~=2.11", "~=2.14"), ("~=2.13.0", "~=2.12.0"),
+    ],
+)  # fmt: skip
+def test_every_mark_of_a_limit_has_its_meaning(monkeypatch, only, kept: str, broken: str) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.13.1+cpu")
+    for limit, state in ((kept, "ok"), (broken, "fail")):
+        monkeypatch.setattr(importlib.metadata, "requires", lambda name, limit=limit: [f"torch{limit}"])
+        check = only("packages")
+        assert check.state == state, limit
+        assert (f"torch is 2.13.1+cpu, needed is {limit}" in check.found) == (state == "fail")
+
+
 def test_pgolf_that_is_not_installed(monkeypatch, only) -> None:
     def missing(name: str) -> list[str]:
         raise importlib.metadata.PackageNotFoundError(name)
@@ -142,7 +159,8 @@ def test_a_wrong_key(folder: Path, only) -> None:
     check = only("params.yaml")
     assert check.state == "fail"
     assert "grad_clp" in check.found + check.remedy
-    assert "did you mean `grad_clip`" in check.found + check.remedy
+    assert "did you mean `grad_clip`" in check.remedy
+    assert check.remedy not in check.found, "the table says nothing twice"
 
 
 def test_missing_documents(folder: Path, only) -> None:

@@ -86,6 +86,7 @@ def check_gates(rules: Rules) -> list[Finding]:
         "size": ("size.cap", rules.artifact.source), "training_clock": ("clock.train", rules.train_clock.source),
         "evaluation_clock": ("clock.evaluate", rules.evaluation_clock.source),
         "scored_once": ("tokens.val", "every target of the stream"),
+        "trained_on_validation": ("train.validation", "rulings on PR 1376, 1485, 1517: trained before it was scored"),
     }  # fmt: skip
     verdicts: dict[str, bool | None] = {"pass": True, "fail": False}
     said = {

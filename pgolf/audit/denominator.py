@@ -57,13 +57,13 @@ def check_bytes(tokens: Tokens, processor: sentencepiece.SentencePieceProcessor,
         how = "of the pieces without operators"
     else:
         right, how = spelled == charged, "of the pieces"
-    found = [judge("bytes.recount", right, f"{charged:,} bytes charged, {spelled:,} {how}", "A.7; PR 2071, PR 1734")]
+    found = [judge("bytes.recount", right, f"{charged:,} bytes charged, {spelled:,} {how}", "PR 2071, PR 1734")]
     return [*found, _raw(tokens, charged, val), _published(tokens)]
 
 
 def _raw(tokens: Tokens, charged: int, val: str) -> Finding:
     """Bytes charged against those of the documents themselves."""
-    source = "A.7: canonical and raw bytes differ by 0.004 % on FineWeb; issue 897, PR 1143"
+    source = "canonical and raw bytes differ by 0.004 % on FineWeb; issue 897, PR 1143"
     path = Path(val)
     if tokens.val_raw_bytes is None or not path.is_file():
         return judge("bytes.raw", None, "the validation documents are not here: only canonical bytes", source)

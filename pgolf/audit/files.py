@@ -1,4 +1,4 @@
-"""What a submission folder holds: F.1 of the published format, checksums, and what its program needs."""
+"""What a submission folder holds: the files of the published format, checksums, and what its program needs."""
 
 import ast
 import re

@@ -62,7 +62,7 @@ class Folder:
     def record(self) -> bool:
         """Whether the folder asks for a place among the records; other tracks keep the cap alone."""
         track = (self.submission or {}).get("track") or self.root.resolve().parent.name
-        return re.search(r"(?i)non|unlimited", str(track)[:200]) is None
+        return re.search(r"(?i)(?:^|[\W_])(?:non(?:record|[\W_]|$)|unlimited)", str(track)[:200]) is None
 
     @property
     def runs(self) -> tuple[RunLog, ...]:

@@ -12,7 +12,6 @@ from pgolf.rules import Rules
 
 GAP = 0.006
 """BPB that adaptation gains at most over the weights before quantization (relation 9; 0.004 in PR 1855)."""
-DOWNLOADER_SHARDS = (TRAIN_SHARDS,)
 LEAKED_SHARDS = {1499: "a local preparation that begins training at document 10,000 (issue 2127, PR 2130)"}
 
 One = Callable[[RunLog], tuple[bool | None, str]]
@@ -28,7 +27,7 @@ def check_logs(runs: Sequence[RunLog], rules: Rules, record: bool = True) -> lis
     checks: list[tuple[str, One, str]] = [
         ("log.complete", _complete, "PR 2071: a log that ended before the lines that its claim needs"),
         ("bytes.rho", _rho, "spec of the score: BPB = loss / ln 2 * tokens / bytes; PR 2071, issue 1719, PR 1734"),
-        ("tokens.val", _val_tokens, "E.2: the full validation set, once; PR 1854, PR 1785, PR 640"),
+        ("tokens.val", _val_tokens, "the full validation set, once; PR 1854, PR 1785, PR 640"),
         ("tokens.documents", _asked(_documents, record), rules.validation_documents.source),
         ("leak.shards", _shards, "issue 2127: validation documents in training shards, 15 of 34 PRs"),
         ("leak.train_files", _train_files, "PR 44: training on validation shards"),
@@ -72,7 +71,7 @@ def _sign(kind: str, verdict: Verdict) -> One:
 
 
 def _complete(log: RunLog) -> tuple[bool | None, str]:
-    """The lines of F.4: training, sizes and a score, the score in full precision and last."""
+    """What a whole log has: training, sizes and a score, the score in full precision and last."""
     dumped = log.dumped  # from PR 1394 on; the starter program and its first descendants print fewer lines
     adapted = log.final is not None and "ttt" in log.final.name
     lines = (

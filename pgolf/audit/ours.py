@@ -106,7 +106,7 @@ def scored_first(tokens: Tokens, config: EvaluateConfig) -> slice:
 def probe_model(
     model: GPT, tokens: Tokens, config: EvaluateConfig, vocab: int, report: Report = lambda text: None
 ) -> list[Finding]:
-    """C1, C2, C3 at a rate of zero, and E.3 of a model and the way it is evaluated."""
+    """C1, C2, C3 at a rate of zero, and the boundaries of documents, of a model and the way it is evaluated."""
     small = scaled(config)
     length = small.seq_len
     stream = tokens[: 5 * length + 3]

@@ -4,7 +4,7 @@ C1  a loss does not depend on later tokens         -> `future_tokens`, `gradient
 C2  p is a distribution fixed before its target    -> `distribution`
 C3  a loss is fixed before anything learns from it -> `intervals`, `zero_rate`
 C4  every target is scored once                    -> `score_counts`
-E.3 a document does not see the one before it      -> `document_boundary`
+and a document does not see the one before it      -> `document_boundary`
 
 Each takes the thing to be probed as a function, so that a test can hand in one that cheats.
 """
@@ -177,7 +177,7 @@ def score_counts(windows: Windows, targets: int, losses: Losses) -> Finding:
 
 
 def document_boundary(pack: Callable[[Sequence[Tokens]], Losses], first: Tokens, second: Tokens, vocab: int) -> Finding:
-    """E.3: with the first of two packed documents replaced, the losses of the second stay.
+    """With the first of two packed documents replaced, the losses of the second stay.
 
     `pack` gets documents that begin with BOS and returns the loss of every token after each document's BOS, in order.
     """

@@ -112,7 +112,7 @@ def _bytes(facts: Published) -> Finding:
 
 
 def _targets(facts: Published) -> Finding:
-    source = "E.2: the full validation set, once"
+    source = "the full validation set, once"
     if facts.val_tokens is None:
         return judge("tokens.val", None, f"the number of targets {UNSAID}", source)
     return judge("tokens.val", *judge_targets(facts.val_tokens), source)

@@ -1,4 +1,4 @@
-"""The README of a submission (F.3): its parts, and every claim that a log can confirm."""
+"""The README of a submission: its parts, and every claim that a log can confirm."""
 
 import math
 import re
@@ -22,14 +22,14 @@ OVERRIDE = re.compile(r"\b([A-Z][A-Z0-9_]{3,40})=([^\s\\;\"'`$]{1,40})")
 def check_readme(folder: Folder) -> list[Finding]:
     """Every check of the README; one finding where there is none."""
     if not folder.readme:
-        return [judge("readme.parts", None, "there is no README", "F.3 of the published format")]
+        return [judge("readme.parts", None, "there is no README", "the READMEs of accepted records have these parts")]
     return [_parts(folder), _data(folder), _commands(folder), _numbers(folder)]
 
 
 def _parts(folder: Folder) -> Finding:
     missing = [name for name, pattern in PARTS.items() if not re.search(pattern, folder.readme)]
     text = f"no sign of {first_few(missing)}" if missing else f"{first_few(PARTS, len(PARTS))}"
-    return judge("readme.parts", None if missing else True, text, "F.3 of the published format")
+    return judge("readme.parts", None if missing else True, text, "the READMEs of accepted records have these parts")
 
 
 def _data(folder: Folder) -> Finding:
@@ -51,7 +51,7 @@ def _data(folder: Folder) -> Finding:
 
 def _commands(folder: Folder) -> Finding:
     """Settings in the commands, against the hyperparameters that the logs print."""
-    source = "F.4: the dump equals the settings of the README"
+    source = "the dump equals the settings of the README"
     stated: dict[str, set[str]] = {}
     for key, value in OVERRIDE.findall(folder.readme[:400_000]):
         if "/" not in value and key.lower() not in OWN:

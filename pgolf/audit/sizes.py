@@ -128,7 +128,7 @@ def _code(folder: Folder, entry: Program, programs: list[Program]) -> Finding:
 
 def check_keys(folder: Folder, programs: list[Program]) -> Finding:
     """Issue 1594: hyperparameters that a log prints and the committed program does not know."""
-    source = "issue 1594: PR 1493's log of seed 42 had keys of other code; F.4: the dump has the program's keys"
+    source = "issue 1594: PR 1493's log of seed 42 had keys of other code; the dump has the program's keys"
     entry = entry_of(programs)
     keys = {key for log in folder.runs if log.dumped for key in log.hyperparameters}
     if entry is None or not keys:

@@ -17,7 +17,7 @@ def check_static(programs: list[Program]) -> list[Finding]:
     """All detectors over everything that the entry can run; one finding each."""
     entry = entry_of(programs)
     if entry is None:
-        return [judge("static.parsed", None, "no train_gpt.py", "E.5: static signs")]
+        return [judge("static.parsed", None, "no train_gpt.py", "static signs are those of a program")]
     parts = reachable(programs, entry)
     broken = [part.path for part in parts if part.tree is None]
     text = f"no Python: {first_few(broken)}" if broken else f"programs read: {len(parts)}, packed ones included"
@@ -43,7 +43,7 @@ DETECTORS: dict[str, tuple[Detector, str]] = {
     "static.calibration": (signs_data.calibration_on_val, "PR 728: calibration on validation data"),
     "static.train_files": (signs_data.validation_as_training, "PR 44: training on validation shards"),
     "static.download": (signs_data.downloads, "PR 466: no network at run time"),
-    "static.byte_total": (signs_data.byte_totals, "E.2: no hard-coded bytes"),
+    "static.byte_total": (signs_data.byte_totals, "bytes are counted, not written into a program"),
     "static.byte_table": (signs_data.byte_table, "issue 1719, PR 1734: byte tables"),
     "static.tail": (signs_score.repeated_tail, "PR 401, PR 549, fixed in PR 1218: every target once"),
     "static.oracle": (signs_score.oracle, "PR 659: best of two per token"),
@@ -56,7 +56,7 @@ DETECTORS: dict[str, tuple[Detector, str]] = {
     "static.warmup": (signs_score.warmup_on_val, "PR 1530: warm-up with steps on validation tokens"),
     "static.late_work": (signs_data.late_work, "PR 401: replay after the clock"),
     "static.lossy": (signs_data.lossy_text, "PR 1578, 1585, 1670: a tokenizer that loses text; issue 1604"),
-    "static.sidecar": (signs_data.sidecar_glob, "A.9: byte counts read as validation tokens"),
+    "static.sidecar": (signs_data.sidecar_glob, "byte counts read as validation tokens"),
     "static.placeholder": (signs_data.placeholder, "PR 545, PR 1864: a main function that does nothing"),
     "static.truncation": (signs_score.truncation, "PR 640: a subset scored"),
 }

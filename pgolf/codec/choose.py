@@ -53,6 +53,14 @@ def heads_of(header: Mapping[str, Any]) -> int:
     return heads if type(heads) is int and heads > 0 else 0
 
 
+def may_obey(header: Mapping[str, Any]) -> bool:
+    """Whether codes may obey a trellis: not if the header names another method, as a submission's does whose program
+    has left the search for one out.
+    """
+    scheme = header.get("quantize")
+    return not isinstance(scheme, dict) or scheme.get("method") in (None, "trellis")
+
+
 def pack_groups(
     header: Mapping[str, Any],
     groups: Mapping[str, Sequence[Entry]],
@@ -68,7 +76,7 @@ def pack_groups(
         return {group: _squeeze(group, data, [choice], report) for group, data in raw.items()}
     from pgolf.codec import entropy  # heavy, and not part of a submission that does without
 
-    coded = entropy.model_groups(groups, tensors, heads_of(header), report)
+    coded = entropy.model_groups(groups, tensors, heads_of(header), report, may_obey(header))
     plain = {}
     for group, data in raw.items():
         estimate = coded[group].estimate if group in coded else None
@@ -108,7 +116,7 @@ def _rivals(raw: bytes, estimate: int | None, choice: Choice) -> list[Codec]:
     """The compressors to try beside our coder, which needs `estimate` bytes (None: it has no model)."""
     if len(raw) <= TRIED_WHOLE:
         return list(get_args(Codec)) if choice == "auto" else ["brotli"]
-    if estimate is not None:
+    if estimate is not None and estimate < len(raw) <= estimate * MOST_PER_BYTE:  # else our coder is dropped
         part, step = SAMPLE // 4, len(raw) // 4
         sample = b"".join(raw[start : start + part] for start in range(step // 2, len(raw), step))
         if choice == "gauss" or len(compress("brotli", sample)) * len(raw) > 0.97 * estimate * len(sample):

@@ -20,7 +20,7 @@ Codecs: 0 stored as it is, 1 brotli, 2 zstd frame without magic number and with 
 whose dictionary size is the unpacked length, at least 4 KiB and at most 16 MiB, 4 our entropy coder (docs/codec.md), 5
 the published ordering (`pgolf.codec.pergroup`); the header has one of 0 to 3. A stored length is never above the
 unpacked one (for codec 4: by more than 12,288), and equal to it for codec 0. The unpacked lengths of all streams
-together are at most 1 GiB, and of a stream of codec 4 at most 64 times the stored length plus 12,288.
+together are at most 1 GiB, and that of a stream of codec 4 at most 64 (stored length + 12,288).
 
 Stream i belongs to the i-th group of the layout, in order of first appearance. Its unpacked bytes are, for each maximal
 run of consecutive tensors of the group whose elements have equal width w: the run's elements one tensor after the

@@ -40,10 +40,12 @@ def lanes_for(count: int) -> int:
     return max(LEAST_LANES, min(LANES, 1 << (count // SYMBOLS_PER_LANE).bit_length()))
 
 
-def model_groups(groups: Groups, tensors: Mapping[str, Array], heads: int, report: Report) -> dict[str, Coded]:
-    """Run the models over every group that has one."""
+def model_groups(
+    groups: Groups, tensors: Mapping[str, Array], heads: int, report: Report, trellis: bool = True
+) -> dict[str, Coded]:
+    """Run the models over every group that has one; `trellis`: codes that obey one are recognised."""
     coder = Encoder()
-    models = Models(coder, groups, dict(tensors), heads, encoding=True)
+    models = Models(coder, groups, dict(tensors), heads, encoding=True, trellis=trellis)
     coded = {}
     for group in coding_order(groups):
         if codable(groups[group]):

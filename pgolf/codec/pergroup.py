@@ -90,11 +90,16 @@ def unpack_group(group: str, entries: Sequence[Entry], data: bytes | memoryview)
     if not fits(group, entries) or len(data) < _HEAD.size:
         raise CorruptStreamError("it is no pergroup stream")
     program, size = _HEAD.unpack_from(data)
+    if program not in (_BROTLI, _LRZIP):
+        raise CorruptStreamError(f"no program has the number {program}")
+    if size and not ROLES[group]:
+        raise CorruptStreamError("it has an order of rows, which this role does not sort")
     packed, codes = data[_HEAD.size : _HEAD.size + size], data[_HEAD.size + size :]
-    if program == _LRZIP:
-        tensors = group_tensors(entries, _expand(bytes(codes), raw_size(entries)))
-    else:
-        tensors = group_tensors(entries, decompress("brotli", codes, raw_size(entries)))
+    raw = raw_size(entries)
+    found = _expand(bytes(codes), raw) if program == _LRZIP else decompress("brotli", codes, raw)
+    if len(found) != raw:
+        raise CorruptStreamError(f"lrzip gave {len(found)} bytes, {raw} were declared")
+    tensors = group_tensors(entries, found)
     if ROLES[group]:
         rows = [entry.shape[0] for entry in entries]
         numbers = np.frombuffer(decompress("brotli", packed, 2 * sum(rows)), "<u2")

@@ -114,11 +114,12 @@ def _dense(name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _packed(name: str, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
     cu, longest = segments
+    row = q.squeeze(0), k.squeeze(0), v.squeeze(0)  # the gradient of q[0] would be a copy into zeros
     if name == "fa4":
-        return flash4.attend(q[0], k[0], v[0], cu, longest)[None]
+        return flash4.attend(*row, cu, longest)[None]
     if name in ("fa3", "fa2"):
         kernel = flash_libraries[name].flash_attn_varlen_func
-        return _output(kernel(q[0], k[0], v[0], cu, cu, longest, longest, causal=True))[None]
+        return _output(kernel(*row, cu, cu, longest, longest, causal=True))[None]
     if name == "varlen":
         return _varlen(q, k, v, segments)
     if q.device.type == "cuda":
@@ -135,7 +136,8 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
         k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
     cu, longest = segments
     assert varlen_attn is not None
-    return _output(varlen_attn(q[0], k[0], v[0], cu, cu, longest, longest, **options))[None]
+    row = q.squeeze(0), k.squeeze(0), v.squeeze(0)
+    return _output(varlen_attn(*row, cu, cu, longest, longest, **options))[None]
 
 
 def _output(result: Any) -> Tensor:

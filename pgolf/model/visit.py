@@ -13,14 +13,17 @@ import torch
 from torch import Tensor
 
 Adapter = tuple[Tensor, Tensor]
-"""A [B, r, in] and B [B, out, r], in the dtype of activations; a factor alpha / r is part of B."""
+"""A [B, r, in] and B [B, out, r], in the dtype of their map's output; a factor alpha / r is part of B."""
 
 
 class Visit:
     """Adapters by name (q, k, v, o, mlp, head), and a memory of keys and values if `remember`."""
 
-    def __init__(self, adapters: Mapping[str, Adapter], remember: bool = False) -> None:
-        self.adapters, self.remember = adapters, remember
+    def __init__(
+        self, adapters: Mapping[str, Adapter], remember: bool = False, exact: torch.dtype = torch.float32
+    ) -> None:
+        """`exact`: the dtype in which the head and its adapter multiply, at least float32."""
+        self.adapters, self.remember, self.exact = adapters, remember, exact
         self.past: tuple[Tensor, Tensor] | None = None
 
     @property

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from pgolf.submit.arguments import mark_positional
 from pgolf.submit.closure import ClosureError
+from pgolf.submit.methods import shorten_private
 from pgolf.submit.reach import binds, cut_unreachable, reached, undefined
 from pgolf.submit.strip import strip
 
@@ -78,6 +79,7 @@ def bundle(sources: Mapping[str, str], entry: str, exclude: Collection[str] = ()
     cut_unreachable(tree)
     tree.body = reached(tree.body, "main")
     mark_positional(tree)
+    shorten_private(tree)
     program = ast.unparse(ast.fix_missing_locations(tree))
     if missing := undefined(program) - left_out:
         raise ClosureError(f"nothing in one module would define {', '.join(sorted(missing))}")
@@ -284,8 +286,7 @@ class _Renamer(ast.NodeTransformer):
         meant = {a.asname or a.name: self.resolve(_target(source, a, self.modules)) for a in node.names}
         if None in meant.values():
             self.left_out |= {*meant}
-            names = ", ".join(alias.name for alias in node.names)
-            return ast.parse(f"raise ImportError('{source}: {names}')").body[0]
+            return ast.parse("raise ImportError").body[0]  # its parameters do not reach it: no message
         local = {name: str(value) for name, value in meant.items() if self.look_up(name) is None}  # assigned here too
         return ast.parse(f"{', '.join(local)} = {', '.join(local.values())}").body[0] if local else ast.Pass()
 

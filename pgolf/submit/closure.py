@@ -1,7 +1,7 @@
 """Which source files a program needs, read from its text: nothing is imported, so no GPU and no package is needed.
 
 Three users: the packer (the bytes that count against the cap are exactly the runtime closure), the test of
-`dvc.yaml` (a stage depends on the files it imports, not on whole packages: ecosystem.md a.2) and the test that keeps
+`dvc.yaml` (a stage depends on the files it imports, not on whole packages) and the test that keeps
 Typer, rich, DVC and ruamel out of the submission. Imports under `if TYPE_CHECKING:` never run and do not count;
 imports inside functions do, because they run sooner or later.
 """

@@ -6,6 +6,7 @@ from typing import Any
 
 from pgolf import artifacts, paths
 from pgolf.errors import InputError
+from pgolf.params import dotted
 from pgolf.runs import MANIFEST, Run
 from pgolf.submit.pack_code import unpack_code
 
@@ -77,6 +78,11 @@ def gather(runs: list[Run]) -> list[Evidence]:
     files, first = unpack_code(code)
     found = []
     for run in runs:
+        if run.metrics.get("train", {}).get("adopted"):
+            raise InputError(
+                f"run `{run.name}` adopted its weights, and nobody here measured their training: record a run that "
+                "trains (`train.adopt.file` null)"
+            )
         own_files, params = unpack_code(run.file(paths.PACKED_CODE).read_bytes())
         differing = sorted(_differing(first, params) - {"train.seed"})
         if differing or own_files != files:
@@ -95,14 +101,6 @@ def gather(runs: list[Run]) -> list[Evidence]:
     if len({each.seed for each in found}) < len(found):
         raise InputError(f"the seeds are {[each.seed for each in found]}: give one run per seed")
     return found
-
-
-def dotted(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value of nested sections."""
-    flat: dict[str, Any] = {}
-    for key, value in params.items():
-        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _differing(first: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:

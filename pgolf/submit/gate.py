@@ -98,12 +98,14 @@ def gate(
     targets = _get(_stage(metrics, "tokenize"), "tokenize", "val_tokens") - 1
     scored_tokens = _get(evaluate, "evaluate", "scored_tokens")
     limit, total = rules.artifact.value if cap is None else cap, bytes_code + bytes_model
-    rows = (
+    rows: tuple[GateRow, ...] = (
         _row("size", limit, total, "pass" if total <= limit else "fail"),
         _row("training_clock", rules.train_clock.value, ledger.training, trained),
         _row("evaluation_clock", rules.evaluation_clock.value, ledger.evaluation, scored),
         _row("scored_once", targets, scored_tokens, "pass" if scored_tokens == targets else "fail"),
     )
+    if _get(train, "train", "trained_on_validation", default=False):  # `pgolf prequant`: not valid for records
+        rows += (_row("trained_on_validation", 0, targets, "fail"),)
     return GateReport(rows, bytes_code, bytes_model, rules.version)
 
 

@@ -10,12 +10,11 @@ escaped, which costs 1 percent where base85 costs 25. What is counted is what sh
 import ast
 import functools
 import json
-import lzma
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import brotli
 import python_minifier
@@ -64,6 +63,7 @@ def _model(needed: Callable[[Mapping[str, Any]], bool]) -> Callable[[Mapping[str
 OPTIONAL: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "pgolf.codec.entropy": lambda params: params["compress"]["codec"] in ("auto", "gauss"),
     "pgolf.codec.pergroup": lambda params: params["compress"]["codec"] == "pergroup",
+    "pgolf.codec.trellis": lambda params: params["quantize"]["method"] == "trellis",
     "pgolf.data.coprime_rows": lambda params: params["train"]["batches"] == "coprime",
     "pgolf.data.packed_documents": lambda params: params["train"]["batches"] == "packed",
     "pgolf.data.prefetch": lambda params: params["train"]["prefetch"] > 0,
@@ -91,38 +91,45 @@ OPTIONAL: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "pgolf.quant.coarsen": lambda params: params["quantize"]["dedup"] != "none" or params["quantize"]["prune_ones"] > 0,
     "pgolf.quant.columns": lambda params: params["quantize"]["columns"] != "none",
     "pgolf.quant.generate": lambda params: params["calibrate"]["source"] == "generated",
+    "pgolf.quant.rotate": lambda params: params["quantize"]["rotate"],
     "pgolf.quant.sensitivity": lambda params: params["calibrate"]["sensitivity"] > 0,
     "pgolf.quant.steps": lambda params: (
         params["quantize"]["steps"] != "deviation" or params["quantize"]["hessian_aware"] > 0
     ),
     "pgolf.quant.ternary": lambda params: params["quantize"]["method"] == "ternary",
+    "pgolf.quant.trellis": lambda params: params["quantize"]["method"] == "trellis",
     "pgolf.quant.two_sided": lambda params: params["quantize"]["row_block"] > 0,
     "pgolf.quant.fit": lambda params: params["quantize"]["fit"]["target_bytes"] is not None,
     "pgolf.train.choose": lambda params: params["train"]["choose_batches"] > 0,
+    "pgolf.train.fast": lambda params: params["train"]["kernels"] == "triton",
     "pgolf.train.finishing": lambda params: any(
         params["train"]["finish"][key] for key in ("replay_batches", "distill_steps")
     ),
+    "pgolf.train.mousse": lambda params: params["train"]["muon"]["mousse"],
+    "pgolf.train.norms": lambda params: params["train"]["clip"] == "global",
+    "pgolf.train.recorder": lambda params: False,  # a submission runs once: no trace, no resumable states
     "pgolf.train.qat": lambda params: any(params["train"]["qat"][key] for key in ("below", "last")),
     "pgolf.train.snapshots": lambda params: params["train"]["average"] in ("swa", "tight_swa", "lawa"),
     "pgolf.evaluate.cached_ttt": lambda params: params["evaluate"]["ttt"] == "cached",
     "pgolf.evaluate.chunk_ttt.chunk_ttt": lambda params: params["evaluate"]["ttt"] == "chunk",
     "pgolf.evaluate.chunk_ttt": lambda params: params["evaluate"]["ttt"] in ("chunk", "phased"),
     "pgolf.evaluate.document_ttt": lambda params: params["evaluate"]["ttt"] in ("lora", "phased", "cached"),
+    "pgolf.evaluate.normalized": lambda params: params["evaluate"]["lora"]["optimizer"] == "normalized",
     "pgolf.evaluate.shared_ttt": lambda params: params["evaluate"]["ttt"] == "phased",
+    "pgolf.evaluate.temperature": lambda params: params["evaluate"]["temperature"] != 1,
+    "pgolf.evaluate.warm_up": lambda params: params["evaluate"]["ttt"] in ("lora", "phased"),
     # pgolf.data.shuffled_rows is always needed: calibration draws from it.
 }
 """Module, or function in one, -> whether these parameters reach it. Its importers must import it inside the function
 that uses it."""
 
-Codec = Literal["brotli", "lzma"]
-
 WRAPPER = '''\
 #coding:latin1
-import {codec},json,pathlib,sys,tempfile;d=tempfile.TemporaryDirectory();s,q={codec}.decompress("""{data}""".encode(\
-"latin1")).decode().split("\\0");pathlib.Path(d.name,"program.py").write_bytes(s.encode())
+import brotli,json,pathlib,sys,tempfile;d=tempfile.TemporaryDirectory();s,q=brotli.decompress("""{data}""".encode(\
+"latin1")).split(b"\\0");pathlib.Path(d.name,"program.py").write_bytes(s)
 if __name__=="__main__":sys.path.insert(0,d.name);from program import main;main(json.loads(q))
 '''
-WRAPPED = re.compile(r'(brotli|lzma)\.decompress\(("""(?:[^\\]|\\.)*?""")\.encode', re.DOTALL)
+WRAPPED = re.compile(r'brotli\.decompress\(("""(?:[^\\]|\\.)*?""")\.encode', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +147,7 @@ def optional_modules(params: Mapping[str, Any]) -> set[str]:
     return {module for module, needed in OPTIONAL.items() if not needed(params)}
 
 
-def pack_code(
-    entry: str, root: Path, params: Mapping[str, Any], *, exclude: Collection[str] = (), codec: Codec = "brotli"
-) -> PackedCode:
+def pack_code(entry: str, root: Path, params: Mapping[str, Any], *, exclude: Collection[str] = ()) -> PackedCode:
     """Pack the closure of module `entry`, whose `main(params)` the packed file runs.
 
     Raises ClosureError for an external package outside ALLOWED, and for an excluded module that is imported when its
@@ -151,8 +156,8 @@ def pack_code(
     assert not within(entry, exclude), f"the entry `{entry}` cannot be excluded"
     readable = program_sources(entry, root, exclude)
     blob = f"{program_text(readable, entry, exclude)}\0{canonical(compact(params))}".encode()
-    data = _literal(_compress(blob, codec))
-    return PackedCode(source=WRAPPER.format(codec=codec, data=data).encode("latin1"), readable=readable)
+    data = _literal(_compressed(blob))
+    return PackedCode(source=WRAPPER.format(data=data).encode("latin1"), readable=readable)
 
 
 def unpack_code(source: bytes) -> tuple[str, Any]:
@@ -163,8 +168,8 @@ def unpack_code(source: bytes) -> tuple[str, Any]:
     match = WRAPPED.search(source.decode("latin1"))
     if match is None:
         raise InputError("this is no packed train_gpt.py of this version: run `pgolf verify-size` again")
-    codec, data = cast(Codec, match[1]), ast.literal_eval(match[2]).encode("latin1")
-    program, params = (brotli if codec == "brotli" else lzma).decompress(data).decode().split("\0")
+    data = ast.literal_eval(match[1]).encode("latin1")
+    program, params = brotli.decompress(data).decode().split("\0")
     return program, complete(json.loads(params))
 
 
@@ -211,25 +216,35 @@ def check_closure(files: Mapping[str, Path], root: Path, exclude: Collection[str
 
 @functools.lru_cache(maxsize=4)
 def _minified(sources: tuple[tuple[str, str], ...], entry: str, exclude: frozenset[str]) -> str:
-    """Attributes and what errors are called keep their names: checkpoints and messages show them."""
+    """Attributes and what errors are called keep their names: checkpoints and messages show them. So do arguments of
+    Triton's kernels: a short name for one inside would be a copy, and the copy of a constant is none. Nor does Triton
+    know another name of `range`.
+    """
     text = bundle(dict(sources), entry, exclude)
-    classes = [node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
+    body = ast.parse(text).body
+    classes = [node.name for node in body if isinstance(node, ast.ClassDef)]
     errors = [name for name in classes if name.endswith("Error")]
+    functions = [node for node in body if isinstance(node, ast.FunctionDef)]
+    kernels = [node for node in functions if any(getattr(mark, "attr", "") == "jit" for mark in node.decorator_list)]
     return python_minifier.minify(
         text,
         remove_annotations=False,  # `strip` has decided about them
         hoist_literals=False,
         rename_locals=True,
         rename_globals=True,
-        preserve_globals=["main", *errors],
+        preserve_globals=["main", *errors, *(["range"] if kernels else [])],
+        preserve_locals=sorted({argument.arg for kernel in kernels for argument in kernel.args.args}),
         prefer_single_line=True,
     )
 
 
-def _compress(data: bytes, codec: Codec) -> bytes:
-    if codec == "brotli":
-        return cast(bytes, brotli.compress(data, quality=11, lgwin=24))
-    return lzma.compress(data, format=lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME)
+def _compressed(blob: bytes) -> bytes:
+    """The shorter of two encodings: small blocks, since the code of one module is unlike the next one's, and distances
+    for text or for tables (brotli's `font`), of which none is always best.
+    """
+    modes = (brotli.MODE_GENERIC, brotli.MODE_FONT)
+    packed: list[bytes] = [brotli.compress(blob, quality=11, lgwin=24, lgblock=16, mode=mode) for mode in modes]
+    return min(packed, key=len)
 
 
 def _literal(data: bytes) -> str:

@@ -10,8 +10,9 @@ from pgolf import artifacts, paths
 from pgolf.config import build
 from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import matrix_inputs
+from pgolf.params import dotted
 from pgolf.rules import Rules
-from pgolf.submit.evidence import Evidence, dotted
+from pgolf.submit.evidence import Evidence
 from pgolf.train.config import TrainConfig
 from pgolf.train.schedule import progress
 

@@ -52,7 +52,7 @@ class Bootstrap(NamedTuple):
     high: float
     level: float
     share: float
-    """Share of resampled differences that do not exceed the margin."""
+    """Share of resampled differences that are no gain."""
     documents: int
 
 
@@ -131,7 +131,6 @@ def paired_bootstrap(
     candidate: NDArray[np.floating],
     base: NDArray[np.floating],
     starts: NDArray[np.integer],
-    margin: float = 0.0,
     *,
     resamples: int = 2000,
     level: float = 0.95,
@@ -157,7 +156,7 @@ def paired_bootstrap(
         drawn = generator.integers(0, count, (len(part), count))
         part[:] = sums[drawn].sum(1) / lengths[drawn].sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    share = float((means <= margin).mean())
+    share = float((means <= 0).mean())
     return Bootstrap(float(difference.mean()), float(low), float(high), level, share, count)
 
 

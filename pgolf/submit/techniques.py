@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pgolf.errors import InputError
-from pgolf.submit.evidence import dotted
+from pgolf.params import dotted
 
 PAGE = Path("docs/techniques.md")
 OFF = frozenset({"None", "False", "none", "0", "0.0", "1.0", "[]", "", "default", "standard", "float32", "softmax"})

@@ -13,6 +13,8 @@ MACHINE_PATH = re.compile(r"(?<![\w.~/-])/(?:home|root|opt|work|mnt|Users)/\w")
 PACKAGE_INDEX = re.compile(
     r"\bpypi\.\w|\bpythonhosted\.|https?://[^\s\"']+/simple\b|index[-_]url(?![= \"]+https://download\.pytorch\.org/)"
 )
+FOREIGN_SECTION = re.compile(r"\b[A-F]\.\d|\b[Ss]pec \w?\.?\d")
+"""Sections of documents that are not here say nothing to a reader."""
 PICKLE_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 PICKLE_CALLS = {"torch.load", "torch.save", "numpy.save", "np.save"}
 WEIGHTS_ONLY = "torch.load"
@@ -56,8 +58,10 @@ def _weights_only(call: ast.Call) -> bool:
     return ast.unparse(call.func) == WEIGHTS_ONLY and arguments.get("weights_only") == "True"
 
 
-@pytest.mark.parametrize("pattern", [MACHINE_PATH, PACKAGE_INDEX], ids=["machine path", "package index"])
-def test_no_file_names_a_machine(pattern: re.Pattern[str]) -> None:
+@pytest.mark.parametrize(
+    "pattern", [MACHINE_PATH, PACKAGE_INDEX, FOREIGN_SECTION], ids=["machine path", "package index", "section"]
+)
+def test_no_file_names_what_others_do_not_have(pattern: re.Pattern[str]) -> None:
     files = repository_files()
     assert ROOT / "pyproject.toml" in files
     found = []
@@ -93,6 +97,10 @@ def test_the_patterns_see_what_they_should() -> None:
         assert matches(PACKAGE_INDEX, text), text
     for text in ("--index" + "-url https://download.pytorch.org/whl/cpu", "the package index", "https://a.b/simplex"):
         assert not matches(PACKAGE_INDEX, text), text
+    for text in (f"see E{dot}2", f"D{dot}7 of PR 1855", f"(spec B{dot}12)", "Spec" + " 4.8"):
+        assert matches(FOREIGN_SECTION, text), text
+    for text in ("C1, C2", "F1.5", "PR 1855", "1E.5", "specified 4", "A.b"):
+        assert not matches(FOREIGN_SECTION, text), text
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,10 @@ def test_other_documents_than_were_tokenized(standard: tuple[Tokens, Path], tmp_
     lines = (tmp_path / "val.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "val.jsonl").write_text("".join(lines[:-1]))
     assert verdict(tokens, tmp_path, "bytes.raw") == "fail"
+    texts_ = [json.loads(line)["text"] for line in lines]
+    joined = [*texts_[:-2], texts_[-2] + texts_[-1]]  # as many bytes, one document fewer
+    (tmp_path / "val.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in joined))
+    assert verdict(tokens, tmp_path, "bytes.raw") == "fail"
     (tmp_path / "val.jsonl").unlink()
     assert verdict(tokens, tmp_path, "bytes.raw") == "cannot tell"
 
@@ -200,6 +204,9 @@ def test_a_single_copy_among_thousands_is_left_open(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.bin", parts[7].astype(np.uint16))
     found = check_overlap(np.concatenate(parts).astype(np.uint16), [tmp_path / "a.bin"])
     assert found.verdict == "cannot tell"
+    write_shard(tmp_path / "a.bin", np.concatenate(parts[:3]).astype(np.uint16))
+    found = check_overlap(np.concatenate(parts).astype(np.uint16), [tmp_path / "a.bin"])
+    assert found.verdict == "fail", "3 of 2,000 are no accident"
 
 
 def test_training_shards_beyond_the_limit_leave_the_overlap_open(

@@ -3,12 +3,14 @@
 import base64
 import json
 import lzma
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from submissions import DIALECTS, PROGRAM, Submission
 
+from pgolf.audit.folder import read_folder
 from pgolf.audit.foreign import audit_folder
 from pgolf.rules import load_rules
 from pgolf.submit.pack_code import pack_code
@@ -111,7 +113,7 @@ def selected(made: Submission) -> None:
 
 def stub(made: Submission) -> None:
     """A small program that runs a large one, which nobody counted."""
-    made.files["real.py"] = "".join(f"x{i} = {i * 2654435761 % 2**32 * i**3}\n" for i in range(4000))
+    made.files["real.py"] = f'x = "{random.Random(0).randbytes(20_000).hex()}"\n'
     program(PROGRAM, 'exec(open("real.py").read())\n')(made)
     runs(code=400, model=15_990_000)(made)
 
@@ -191,7 +193,7 @@ def compile_warmup(model, optimizer):
 """
 SIDECAR = 'VAL = "data/fineweb_val_*.bin"\nCOUNTS = "data/fineweb_val_bytes_000000.bin"\n'
 MUTANTS: dict[str, tuple[Mutate, str, str]] = {
-    # accounting (A.9)
+    # accounting
     "CaseOps counted by the table": (LUT, "bytes.rho", "fail"),
     "space counted twice": (SPACES, "bytes.rho", "fail"),
     "byte pieces by label": (LABELS, "bytes.rho", "fail"),
@@ -227,6 +229,8 @@ MUTANTS: dict[str, tuple[Mutate, str, str]] = {
     # clocks
     "training overrun": (runs(train_ms=602_048, hessian=0.0), "clock.train", "fail"),
     "calibration after the clock": (runs(train_ms=599_592), "clock.train", "fail"),
+    "one long score under a short total": (replace_line("eval_time:508800ms", "eval_time:688000ms"), "clock.evaluate",
+                                           "fail"),
     "evaluation overrun": (runs(eval_s=688.0), "clock.evaluate", "fail"),
     "steps after the clock": (after_the_clock("4990/20000 train_loss: 2.4 train_time: 10.1m tok/s: 6744435"),
                               "clock.after", "fail"),
@@ -257,7 +261,8 @@ MUTANTS: dict[str, tuple[Mutate, str, str]] = {
     "no logs": (lambda made: made.logs.clear(), "files.required", "fail"),
     "denied compliance": (claim(compliance={"no_slot": False}), "submission.compliance", "fail"),
     "selected seeds": (selected, "seeds.selected", "fail"),
-    "seven runs, three count": (claim(seed_results_all_runs_disclosure=list("abcdefg")), "seeds.selected", "fail"),
+    "seven runs, three count": (claim(seed_results_all_runs_disclosure=list("abcdefg")), "seeds.selected",
+                                "cannot tell"),
     "mixed configurations": (one_run(config={"matrix_lr": "0.03"}), "seeds.config", "fail"),
     "keys of other code": (one_run(config={"ttt_hash_buckets": "16384"}), "log.keys", "fail"),
     "names of other code": (runs(config={f"quux_{i}": "1" for i in range(9)}), "log.keys", "cannot tell"),
@@ -311,6 +316,21 @@ MUTANTS: dict[str, tuple[Mutate, str, str]] = {
     "last chunk": (program("        if ci < len(chunks) - 1:", "        if ci:"), "static.last_chunk", "cannot tell"),
     "no Python": (append("def broken(:\n"), "static.parsed", "fail"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("track", "parent", "record"),
+    [
+        ("track_10min_16mb", "x", True), ("10min_16mb", "non_record", True), ("", "canonical", True),
+        ("", "anonymous-non", False), ("track_non_record_16mb", "x", False), ("Non-record", "x", False),
+        ("nonrecord", "x", False), ("unlimited_compute", "x", False), ("", "track_non_record_16mb", False),
+    ],
+)  # fmt: skip
+def test_what_asks_for_a_place_among_the_records(track: str, parent: str, record: bool, tmp_path: Path) -> None:
+    root = tmp_path / parent / "mine"
+    root.mkdir(parents=True)
+    (root / "submission.json").write_text(json.dumps({"track": track}))
+    assert read_folder(root).record == record
 
 
 @pytest.mark.parametrize("name", MUTANTS)

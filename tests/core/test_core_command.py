@@ -227,6 +227,13 @@ def test_progress_says_when_a_stage_is_done_and_nothing_when_it_failed(printed):
     assert "quantize: done" not in printed()
 
 
+def test_a_table_in_a_file_is_not_cut_to_a_terminal(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(pgolf.console, "console", Console(file=stream, width=80))
+    table("t", [f"column {index}" for index in range(9)], [["0.123456789"] * 9])
+    assert stream.getvalue().count("0.123456789") == 9
+
+
 def test_tables_group_thousands(printed):
     table("sizes", ("stream", "bytes"), [("a", 1234567), ("b", 8)])
     assert "1,234,567" in printed()

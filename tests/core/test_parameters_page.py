@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from pgolf.cli import app
 from pgolf.errors import InputError
-from pgolf.reference import excerpt, page, parameters
+from pgolf.reference import _words, excerpt, page, parameters
 from pgolf.sections import load_sections
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +63,19 @@ def test_defaults_types_and_docstrings_are_read_from_the_source() -> None:
         ("out.inner.rate", "float", "0.25", "A rate."),
         ("out.switch", "bool | None", "null", "Or not."),
     ]
+
+
+@pytest.mark.parametrize(("annotation", "words"), [
+    ("Literal['float32', 'int8']", "one of float32, int8"),
+    ("Literal['str', 'boolean'] | None", "one of str, boolean or null"),
+    ("tuple[float, ...]", "list of number"),
+    ("tuple[Literal['int', 'x'], ...]", "list of one of int, x"),
+    ("int | None", "whole number or null"),
+    ("bool", "true or false"),
+    ("str", "text"),
+])  # fmt: skip
+def test_types_become_words_and_values_stay(annotation: str, words: str) -> None:
+    assert _words(annotation) == words
 
 
 def test_a_word_finds_its_keys_and_a_wrong_one_is_suggested_away() -> None:

@@ -53,7 +53,7 @@ def test_sequential_rows_are_one_endless_stream(tmp_path_factory, lengths, rows,
 
 
 class SlowCoprime:
-    """The order of spec 7.4, one list per shard."""
+    """The order `coprime` written out plainly, one list per shard."""
 
     def __init__(self, names, lengths, rows, seq_len, world):
         h = 0

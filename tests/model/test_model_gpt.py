@@ -66,7 +66,7 @@ def test_parameter_count_of_pr_1855():
 
 
 def test_a_document_never_sees_the_one_before_it():
-    """Packed rows with smear and every gate: changing document 1 leaves the losses of document 2 untouched (E.3)."""
+    """Packed rows with smear and every gate: changing document 1 leaves the losses of document 2 untouched."""
     config = ModelConfig(
         layers=4, dim=32, heads=4, kv_heads=2, rope_dims=4, loop_start=0, loop_end=1, loop_runs=2, xsa_layers=4,
         parallel="lanes", parallel_from=2, smear="window", attn_gate="sparse",

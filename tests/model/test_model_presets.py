@@ -52,7 +52,7 @@ def test_first_loss_is_the_logarithm_of_the_vocabulary(name):
 
 
 def test_wider_queries_cost_what_the_study_says():
-    """Spec 4.8: H rows of Q per layer headwise, 2.9 M weights elementwise."""
+    """H rows of Q per layer headwise, 2.9 M weights elementwise."""
     counts = {}
     for gate in ("none", "headwise", "elementwise"):
         with torch.device("meta"):
@@ -63,7 +63,7 @@ def test_wider_queries_cost_what_the_study_says():
 
 
 def test_constants_of_the_tables_rows():
-    """Spec 11: what differs between the systems."""
+    """What differs between the systems."""
     models = {name: preset(name)[0] for name in COUNTS}
     rows = {name: (m.mlp_mult, m.leaky_slope, m.xsa_layers, m.qk_gain, m.ln_scale) for name, m in models.items()}
     assert rows == {

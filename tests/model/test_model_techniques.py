@@ -92,7 +92,7 @@ def test_every_technique_off_the_residual_leaves_the_blocks_the_identity():
 
 
 def test_hashed_embeddings_start_at_nothing_but_can_start():
-    """E is zero and P is not: the first gradient reaches E through P (spec 4.10)."""
+    """E is zero and P is not: the first gradient reaches E through P."""
     model = fresh(bigram=HashConfig(rows=50, dim=8, gain=0.25))
     assert not model.bigram.embed.weight.any()
     singular = torch.linalg.svdvals(model.bigram.proj.weight.detach())
@@ -227,7 +227,7 @@ def test_a_document_never_sees_the_one_before_it(smear):
 
 
 def test_ntk_base_of_the_published_programs():
-    """Spec 10.4: 22,082 for n / N = 2 and 16 dimensions."""
+    """22,082 for n / N = 2 and 16 dimensions."""
     config = ModelConfig(rope_scaling="ntk", rope_factor=2.0)
     frequencies = inverse_frequencies(config, torch.device("cpu"))
     base = float(frequencies[1]) ** -8

@@ -17,7 +17,7 @@ def test_the_lists_of_pr_1493():
 
 
 def test_the_lists_of_earlier_records():
-    """Spec 4.14: layers 4 and 5 twice (PR 1285) and three times (PR 1394)."""
+    """Layers 4 and 5 twice (PR 1285) and three times (PR 1394)."""
     twice = wire(ModelConfig(loop_start=4, loop_end=5, loop_runs=2), 2)
     assert twice.encoder + twice.decoder == (0, 1, 2, 3, 4, 5, 4, 5, 6, 7, 8, 9, 10)
     assert len(twice.encoder) == twice.skips == 6

@@ -1,5 +1,6 @@
 """A finished tiny run as a git and DVC project, without running it again."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,11 @@ def identify(folder: Path) -> Path:
     call("git", "config", "user.email", "test@example.invalid", cwd=folder)
     call("git", "config", "user.name", "test", cwd=folder)
     return folder
+
+
+def ran(printed: str) -> list[str]:
+    """Stages that DVC ran or would run."""
+    return re.findall(r"Running stage '([\w-]+)'", printed)
 
 
 def commit(folder: Path, message: str) -> None:

@@ -27,7 +27,7 @@ CONTRACT = {
     },
     "verify-size": {"bytes_code", "bytes_model", "bytes_total", "margin_bytes"},
 }
-"""Keys that other tools read (design: contracts)."""
+"""Keys that other tools read."""
 
 
 def metrics(folder: Path, stage: str) -> dict[str, float]:
@@ -77,8 +77,7 @@ def test_artifacts_name_their_inputs_and_nothing_of_the_machine(mini_run: Path) 
 
 def test_stages_are_deterministic_byte_for_byte(workspace: Path, mini_run: Path) -> None:
     names = ["train/model", "calibrate/hessians", "quantize/quantized", "evaluate/losses"]
-    for stage in ("train", "calibrate", "quantize", "compress", "evaluate"):
-        call("python", "-m", f"stages.{stage}", cwd=workspace)
+    call("pgolf", "run", "--from", "train", "--to", "evaluate", cwd=workspace)
     for name in [f"{name}.safetensors" for name in names] + ["compress/model.pgolf"]:
         assert (workspace / "artifacts" / name).read_bytes() == (mini_run / "artifacts" / name).read_bytes(), name
 

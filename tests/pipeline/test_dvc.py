@@ -1,4 +1,4 @@
-"""The DAG under DVC: what reruns, what does not, and the commands that compare runs. Every README command runs here."""
+"""The DAG under DVC: what reruns and what does not. Every command of the README runs here or in the guide's test."""
 
 import re
 import shlex
@@ -6,43 +6,30 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ENV, ROOT, call, copy_repository, shrink
+from conftest import ENV, ROOT, call
+from projects import as_project, ran
 
 STAGES = ["tokenize", "train", "score", "calibrate", "quantize", "compress", "evaluate", "report", "verify-size"]
 
 
-def ran(printed: str) -> list[str]:
-    """Stages that DVC ran or would run."""
-    return re.findall(r"Running stage '([\w-]+)'", printed)
-
-
-def commit(folder: Path, message: str) -> None:
-    call("git", "add", "-A", cwd=folder)
-    call("git", "commit", "-qm", message, cwd=folder)
+def would_run(folder: Path, *options: str) -> set[str]:
+    return {*ran(call("dvc", "repro", "--dry", *options, cwd=folder))}
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone with the `mini` preset, reproduced once and committed."""
-    folder = copy_repository(tmp_path_factory.mktemp("project"))
-    (folder / "dvc.lock").unlink(missing_ok=True)
-    call("git", "init", "-q", cwd=folder)
-    call("git", "config", "user.email", "test@example.invalid", cwd=folder)
-    call("git", "config", "user.name", "test", cwd=folder)
-    shrink(folder)
-    commit(folder, "mini")
-    assert sorted(ran(call("dvc", "repro", cwd=folder))) == sorted(STAGES)
-    commit(folder, "reproduced")
+def project(mini_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone in which the `mini` preset was reproduced and committed."""
+    folder = as_project(mini_run, tmp_path_factory.mktemp("dvc") / "project")
+    assert would_run(folder, "--force") == {*STAGES}
     return folder
 
 
 @pytest.fixture
 def restored(project: Path) -> Path:
-    """The project, put back to its committed state after the test."""
+    """The project; sources are put back to the committed state after the test, which runs no stage."""
     yield project
     call("git", "checkout", "-q", "--", ".", cwd=project)
-    call("git", "clean", "-qfd", cwd=project)
-    call("dvc", "checkout", "-q", "-f", cwd=project)
+    assert call("git", "status", "--porcelain", cwd=project) == ""
 
 
 def replace(path: Path, old: str, new: str) -> None:
@@ -58,9 +45,7 @@ def test_a_second_repro_does_nothing(project: Path) -> None:
 
 def test_a_quantize_parameter_reruns_quantize_and_what_follows(restored: Path) -> None:
     replace(restored / "params.yaml", "damp: 0.01", "damp: 0.02")
-    assert set(ran(call("dvc", "repro", cwd=restored))) == {"quantize", "compress", "evaluate", "report", "verify-size"}
-    assert "quantize.damp" in call("dvc", "params", "diff", cwd=restored)
-    assert "quantized_bpb" in call("dvc", "metrics", "diff", cwd=restored)
+    assert would_run(restored, "--force-downstream") == {"quantize", "compress", "evaluate", "report", "verify-size"}
 
 
 def test_a_new_quantize_key_does_not_retrain(restored: Path) -> None:
@@ -70,21 +55,21 @@ def test_a_new_quantize_key_does_not_retrain(restored: Path) -> None:
         '    novelty: int = 0\n    """A new key."""\n    damp: float = 0.01\n',
     )
     replace(restored / "params.yaml", "  damp: 0.01", "  novelty: 1\n  damp: 0.01")
-    would = set(ran(call("dvc", "repro", "--dry", cwd=restored)))
+    would = would_run(restored)
     assert "quantize" in would
     assert not would & {"tokenize", "train", "score", "calibrate"}
 
 
 def test_editing_evaluation_reruns_no_training(restored: Path) -> None:
     replace(restored / "pgolf/evaluate/windows.py", '"""Which', '"""\nWhich')
-    would = set(ran(call("dvc", "repro", "--dry", cwd=restored)))
+    would = would_run(restored)
     assert would >= {"score", "evaluate"}
     assert not would & {"tokenize", "train", "calibrate", "quantize", "compress"}
 
 
 def test_a_comment_in_the_trainer_does_not_tokenize(restored: Path) -> None:
     replace(restored / "pgolf/train/muon.py", "class Muon:", "# a comment\nclass Muon:")
-    would = ran(call("dvc", "repro", "--dry", cwd=restored))
+    would = would_run(restored)
     assert "train" in would
     assert "tokenize" not in would
 
@@ -99,27 +84,26 @@ def readme_commands() -> list[str]:
 
 BY_CI = {"make repro", "make test"}
 """Commands that set up a machine: .ci/run calls them on a fresh clone."""
+BY_GUIDE = ("dvc repro", "dvc exp run", "dvc params diff", "dvc metrics diff", "dvc exp show", "dvc plots diff")
+"""Commands that test_guide.py runs with other values."""
 
 
-def test_every_command_of_the_readme(project: Path, tmp_path: Path) -> None:
-    """In the README's order, on one clone, so that later commands see what earlier ones did."""
-    folder = tmp_path / "clone"
-    call("git", "clone", "-q", str(project), str(folder), cwd=tmp_path)
-    call("git", "config", "user.email", "test@example.invalid", cwd=folder)
-    call("git", "config", "user.name", "test", cwd=folder)
-    call("dvc", "cache", "dir", "--local", str(project / ".dvc/cache"), cwd=folder)
-    call("dvc", "checkout", cwd=folder)
+def test_every_command_of_the_readme(workspace: Path) -> None:
+    """In the README's order, on one copy, so that later commands see what earlier ones did."""
+    call("git", "init", "-q", cwd=workspace)
+    guide = (ROOT / "docs/guide.md").read_text()
+    assert all(f"\n{command} " in guide for command in BY_GUIDE)
     commands = readme_commands()
     assert len(commands) > 8
     assert set(commands) & BY_CI == BY_CI
     for command in commands:
-        if command in BY_CI or command.startswith(("git clone", "cd ", ". ")):
+        if command in BY_CI or command.startswith(("git clone", "cd ", ". ", *BY_GUIDE)):
             continue
         if command.startswith("pgolf preset use"):  # the published presets need a GPU: check, then shrink again
-            call(*shlex.split(command), cwd=folder)
-            call("pgolf", "preset", "use", "mini", cwd=folder)
+            call(*shlex.split(command), cwd=workspace)
+            call("pgolf", "preset", "use", "mini", cwd=workspace)
             continue
-        done = subprocess.run(command, cwd=folder, env=ENV, shell=True, text=True, capture_output=True, timeout=400)
+        done = subprocess.run(command, cwd=workspace, env=ENV, shell=True, text=True, capture_output=True, timeout=400)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 

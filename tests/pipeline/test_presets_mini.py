@@ -19,6 +19,7 @@ from pgolf.quant.calibrate import calibrate
 from pgolf.quant.quantize import quantize_model
 from pgolf.quant.state import restore
 from pgolf.sections import Sections, load_sections
+from pgolf.train.openings import observer
 from pgolf.train.run import run_training
 
 ROOT = Path(__file__).parents[2]
@@ -52,9 +53,11 @@ def test_a_system_trains_quantizes_and_comes_back_from_its_artifact(
     sections = shrunk(name, tmp_path)
     vocab_size = sections.tokenize.vocab_size
     config = dataclasses.replace(sections.train, steps=6)
-    run = run_training(sections.model, config, vocab_size, shards, CPU, torch.float32)
+    look = observer(shards, config.seq_len, CPU)
+    run = run_training(sections.model, config, vocab_size, shards, CPU, torch.float32, observe=look)
     assert run.trained.steps == 6
     assert run.trained.trace["loss"][0].item() == pytest.approx(math.log(vocab_size), rel=2e-3)
+    assert ("attn_gate" in run.trained.trace) == (sections.model.attn_gate != "none")
     assert run.model.looped
     assert not run.model.training
 

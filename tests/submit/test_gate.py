@@ -35,6 +35,13 @@ def judge(
     return gate(metrics(**changes), bytes_model, bytes_code, RULES, cap)
 
 
+def test_weights_that_saw_the_validation_tokens_fail() -> None:
+    report = judge(train__trained_on_validation=True)
+    assert report.failed
+    assert {row.name for row in report.rows if row.verdict == "fail"} == {"trained_on_validation"}
+    assert report.metrics()["trained_on_validation_verdict"] == "fail"
+
+
 def test_a_good_run_passes_everywhere() -> None:
     report = judge()
     assert {row.name: row.verdict for row in report.rows} == {

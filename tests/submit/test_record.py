@@ -15,13 +15,15 @@ from typer.testing import CliRunner
 
 import pgolf.runtime
 from pgolf import artifacts, paths
+from pgolf.audit.foreign import audit_folder
 from pgolf.cli import app
 from pgolf.errors import InputError
 from pgolf.report.compare import find_runs
 from pgolf.rules import load_rules
 from pgolf.runs import Run, load_run
 from pgolf.sections import load_sections
-from pgolf.submit.claims import About
+from pgolf.submit.claims import About, compliance
+from pgolf.submit.evidence import gather
 from pgolf.submit.leaderboard import RECORDS
 from pgolf.submit.pack_code import optional_modules, pack_code, program_text, unpack_code
 from pgolf.submit.record import changed_files, record
@@ -57,7 +59,7 @@ diagnostic quantized val_loss:
 quantized_sliding_window val_loss:
 total_eval_time:
 """.strip().splitlines()
-"""Section F.4 of the challenge's reviewers, without test-time training."""
+"""What reviewers of the challenge look for in a log, without test-time training."""
 
 
 def other_seed(run: Run, folder: Path, seed: int, **metrics: float) -> Run:
@@ -104,7 +106,7 @@ def test_no_claim_is_empty_and_each_stands_in_its_log(folder: Path, runs: list[R
         assert number(r"^Total submission size \S+: (\d+)", log) == row["artifact_bytes"]
         assert number(r"^total_eval_time:(\S+)s", log) == row["eval_time_s"]
         assert number(r"^stopping_early: .*step: (\d+)", log) == row["steps"]
-        assert number(r"^stopping_early: .*train_time: (\d+)ms", log) == row["train_time_s"] * 1000
+        assert number(r"^stopping_early: .*train_time: (\d+)ms", log) == round(row["train_time_s"] * 1000)
         assert number(r"^  seed: (\d+)", log) == int(seed)
         size = (folder / "train_gpt.py").stat().st_size + (folder / f"model_seed{seed}.pgolf").stat().st_size
         assert row["artifact_bytes"] == size
@@ -191,6 +193,11 @@ def test_the_recorded_folder_can_be_compared(folder: Path) -> None:
     assert [run.seed for run in find_runs([str(folder)])] == [42, 7]
 
 
+def test_an_honest_disclosure_is_no_violation(folder: Path) -> None:
+    """Three runs are disclosed, two count: of the third nobody knows whether it was of this configuration."""
+    assert audit_folder(folder, RULES).verdict("seeds.selected") == "cannot tell"
+
+
 def test_on_the_challenges_text_the_record_rule_is_tested(runs: list[Run], tmp_path: Path) -> None:
     tokens = BASE.scored_tokens
     stream = {"scored_bytes": BASE.scored_bytes, "scored_tokens": tokens}
@@ -206,15 +213,33 @@ def test_on_the_challenges_text_the_record_rule_is_tested(runs: list[Run], tmp_p
     assert claims["compliance"]["three_seeds"] is True
 
 
-def test_seconds_that_nobody_measured_are_not_claimed(runs: list[Run]) -> None:
-    from pgolf.submit.claims import compliance
-    from pgolf.submit.evidence import gather
+def trained(run: Run, **changes: Any) -> Run:
+    return replace(run, metrics={**run.metrics, "train": {**run.metrics["train"], **changes}})
 
-    for change in ({"record_eligible": False}, {"adopted": True}, {"train_seconds": 600.0}):
-        train = {**runs[0].metrics["train"], **change}
-        (found,) = gather([replace(runs[0], metrics={**runs[0].metrics, "train": train})])
-        assert compliance([found], RULES)["train_under_600s"] is False  # 600 s and calibration are over the clock
-        assert compliance([found], RULES)["eval_under_600s"] is True
+
+def test_each_limit_is_claimed_as_it_was_measured(runs: list[Run]) -> None:
+    (found,) = gather([runs[0]])
+    limits = ("train_under_600s", "artifact_under_16mb", "eval_under_600s")
+    late = replace(found, run=replace(runs[0], metrics={**runs[0].metrics, "evaluate": {"eval_seconds": 600.5}}))
+    large = replace(found, bytes_model=16_000_001 - found.bytes_code)
+    resumed, slow = (  # 600 s and calibration are over the clock
+        replace(found, run=trained(runs[0], **change))
+        for change in ({"record_eligible": False}, {"train_seconds": 600.0})
+    )
+    cases = ((found, ()), (late, (2,)), (large, (1,)), (resumed, (0,)), (slow, (0,)))
+    for case, broken in cases:
+        claimed = compliance([found, case], RULES)
+        assert [claimed[limit] for limit in limits] == [index not in broken for index in range(3)]
+
+
+def test_the_log_has_the_rate_of_every_step(folder: Path, runs: list[Run]) -> None:
+    log = (folder / "train_seed42.log").read_text()
+    rows = re.findall(r"^(\d+)/12 train_loss: \S+ train_time: \S+m tok/s: (\d+)$", log, re.MULTILINE)
+    trace, _ = artifacts.load(runs[0].file(paths.TRACE), schema="pgolf.trace", made_by="train")
+    seconds = dict(zip(trace["step"].tolist(), trace["seconds"].tolist(), strict=True))
+    per_step = runs[0].value("train", "tokens") / 12
+    assert [float(rate) for _, rate in rows] == [round(per_step * int(step) / seconds[int(step)]) for step, _ in rows]
+    assert len(rows) == len(seconds) == 6
 
 
 def test_what_is_no_submission_is_refused_and_leaves_nothing(runs: list[Run], folder: Path, tmp_path: Path) -> None:
@@ -231,6 +256,7 @@ def test_what_is_no_submission_is_refused_and_leaves_nothing(runs: list[Run], fo
     cases: list[tuple[Any, str]] = [
         ([first, other], r"differs from .* in quantize\.damp"),
         ([first, wrong], "is not that of"),
+        ([trained(first, adopted=True)], "adopted its weights, and nobody here measured"),
         ([first, tokenizer], "another tokenizer"),
         ([first, first], "one run per seed"),
         ([], "at least one run"),

@@ -176,10 +176,10 @@ def test_the_bootstrap_is_scipys_on_a_thousand_random_cases() -> None:
 
 def test_the_bootstrap_does_not_depend_on_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     base, candidate, starts = documents(np.random.default_rng(5), 50)
-    whole = paired_bootstrap(candidate, base, starts, 0.005, resamples=100)
+    whole = paired_bootstrap(candidate, base, starts, resamples=100)
     monkeypatch.setattr("pgolf.submit.significance.BATCH", 7 * 50)
-    assert paired_bootstrap(candidate, base, starts, 0.005, resamples=100) == whole
-    assert paired_bootstrap(candidate, base, starts, 0.005, resamples=100, seed=1) != whole
+    assert paired_bootstrap(candidate, base, starts, resamples=100) == whole
+    assert paired_bootstrap(candidate, base, starts, resamples=100, seed=1) != whole
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
