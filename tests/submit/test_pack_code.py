@@ -270,7 +270,6 @@ def test_optional_modules_exist_and_follow_the_parameters() -> None:
         ("train", "qat", {"below": 0.15, "last": 0.0}, "pgolf.train.qat"),
         ("train", "finish", {"replay_batches": 0, "distill_steps": 50}, "pgolf.train.finishing"),
         ("evaluate", "ttt", "chunk", "pgolf.evaluate.chunk_ttt"),
-        ("evaluate", "ttt", "lora", "pgolf.evaluate.document_ttt"),
     ):
         assert module in optional_modules(params)
         changed = params | {section: params[section] | {key: value}}
@@ -278,7 +277,8 @@ def test_optional_modules_exist_and_follow_the_parameters() -> None:
         assert {name for name in freed if find_module(name, ROOT)} == {module}
         assert optional_modules(changed) < optional_modules(params)
     for form, modules in (
-        ("phased", {"chunk_ttt", "document_ttt", "shared_ttt"}),
+        ("lora", {"document_ttt", "warm_up"}),
+        ("phased", {"chunk_ttt", "document_ttt", "shared_ttt", "warm_up"}),
         ("cached", {"cached_ttt", "document_ttt"}),
     ):
         changed = optional_modules(params | {"evaluate": params["evaluate"] | {"ttt": form}})
