@@ -24,6 +24,9 @@ def sweep_quantize(
     materialise: Annotated[
         str | None, typer.Option(help="Write this row's values into the parameters instead of running the grid.")
     ] = None,
+    in_turn: Annotated[
+        bool, typer.Option(help="Hessians of each block anew, through the blocks quantized before it.")
+    ] = False,
     params: Annotated[Path, typer.Option(help="Parameter file below the grid's base.")] = paths.PARAMS,
 ) -> None:
     """Quantize one checkpoint by every scheme of a grid: bytes against bits per byte; finished rows stay."""
@@ -43,7 +46,7 @@ def sweep_quantize(
     from pgolf.rules import load_rules
 
     bench = open_workbench()
-    rows = plan_schemes(declared, params, bench)
+    rows = plan_schemes(declared, params, bench, in_turn)
     folder = out or paths.SCRATCH / "schemes" / declared.name
     with progress("sweep") as show:
         before = reference(rows[0], bench, folder)

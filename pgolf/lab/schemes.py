@@ -11,14 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from pgolf import artifacts
 from pgolf.budget import Clock
 from pgolf.config import digest, to_dict
 from pgolf.errors import InputError
 from pgolf.evaluate.config import EvaluateConfig
 from pgolf.lab.workbench import Workbench
+from pgolf.model.gpt import matrix_inputs
 from pgolf.quant.artifact import model_bytes
-from pgolf.quant.run import run_quantization
+from pgolf.quant.calibrate import calibrate
+from pgolf.quant.run import Run, run_quantization
+from pgolf.quant.sequential import quantize_in_turn
 from pgolf.quant.state import restore
 from pgolf.quant.summary import fit_metrics, quantize_metrics
 from pgolf.sections import Sections
@@ -35,9 +40,11 @@ class SchemeRow(NamedTuple):
     cell: Cell
     sections: Sections
     key: str
+    in_turn: bool = False
+    """Whether each block's Hessians are collected anew, through the blocks quantized before it."""
 
 
-def plan_schemes(grid: Grid, params: Path, bench: Workbench) -> list[SchemeRow]:
+def plan_schemes(grid: Grid, params: Path, bench: Workbench, in_turn: bool = False) -> list[SchemeRow]:
     """Every row, checked before the first one runs; InputError for what needs another checkpoint or calibration."""
     for cell in grid.cells():
         if cell.seed is not None:
@@ -51,14 +58,15 @@ def plan_schemes(grid: Grid, params: Path, bench: Workbench) -> list[SchemeRow]:
     rows = [(cell, grid.sections(cell, params)) for cell in grid.cells()]
     if any(sections.model != bench.checkpoint.config for _, sections in rows):
         raise InputError(f"grid `{grid.name}` is for another model than the checkpoint here: see its `base`")
-    return [SchemeRow(cell, sections, _key(sections, bench)) for cell, sections in rows]
+    return [SchemeRow(cell, sections, _key(sections, bench, in_turn), in_turn) for cell, sections in rows]
 
 
-def _key(sections: Sections, bench: Workbench) -> str:
+def _key(sections: Sections, bench: Workbench, in_turn: bool) -> str:
     windows = windows_of(sections.evaluate)
     code = to_dict(sections) if sections.quantize.fit.target_bytes is not None else None  # its bytes matter then
     scheme = {"quantize": to_dict(sections.quantize), "codec": sections.compress.codec, "code": code}
-    inputs = [bench.checkpoint.sha256, bench.hessians_sha256, digest(bench.tokens.manifest)]
+    hessians = to_dict(sections.calibrate) if in_turn else bench.hessians_sha256
+    inputs = [bench.checkpoint.sha256, hessians, digest(bench.tokens.manifest)]
     return digest([scheme, windows, inputs])[:16]
 
 
@@ -72,7 +80,7 @@ def measure_scheme(row: SchemeRow, bench: Workbench) -> dict[str, Any]:
     checkpoint, sections, clock = bench.checkpoint, row.sections, Clock()
     codec = sections.compress.codec
     with clock.phase("quantize"):
-        run = run_quantization(
+        run = _in_turn(row, bench) if row.in_turn else run_quantization(
             checkpoint.state, bench.hessians, checkpoint.config, sections.quantize, checkpoint.tokenizer, codec,
             lambda: len(shipped_code(sections.resolved(), checkpoint.vocab_size)), device=bench.device,
         )  # fmt: skip
@@ -84,6 +92,16 @@ def measure_scheme(row: SchemeRow, bench: Workbench) -> dict[str, Any]:
     seconds = {f"{phase}_seconds": clock.seconds(phase) for phase in ("quantize", "compress", "evaluate")}
     result = {"bytes_model": size, "quantized_bpb": score.bpb, "quantized_loss": score.loss}
     return result | quantize_metrics(run.quantized.reports) | fit_metrics(run) | seconds
+
+
+def _in_turn(row: SchemeRow, bench: Workbench) -> Run:
+    """The scheme with Hessians through quantized blocks, of as much text as `calibrate` says."""
+    scheme, sources = row.sections.quantize, matrix_inputs(bench.checkpoint.config)
+
+    def hessians_of(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return calibrate(bench.model(state), row.sections.calibrate, bench.tokens.train)
+
+    return Run(quantize_in_turn(bench.checkpoint.state, sources, scheme, hessians_of, bench.device), scheme, {})
 
 
 def run_schemes(

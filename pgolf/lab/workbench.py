@@ -32,12 +32,16 @@ class Workbench:
     device: torch.device
     dtype: torch.dtype
 
-    def score(self, state: Mapping[str, Tensor], config: EvaluateConfig) -> Score:
-        """Score of these parameters in windows that do not overlap; the rest as for `plain_score`."""
+    def model(self, state: Mapping[str, Tensor]) -> GPT:
+        """The model with these parameters, on the device."""
         with torch.device("meta"):
             model = GPT(self.checkpoint.config, self.checkpoint.vocab_size, self.dtype)
         model.load_state_dict(dict(state), assign=True)
-        return plain_score(model.to(self.device), config, self.tokens)
+        return model.to(self.device)
+
+    def score(self, state: Mapping[str, Tensor], config: EvaluateConfig) -> Score:
+        """Score of these parameters in windows that do not overlap; the rest as for `plain_score`."""
+        return plain_score(self.model(state), config, self.tokens)
 
 
 def open_workbench(model: Path = paths.MODEL, hessians: Path = paths.HESSIANS) -> Workbench:

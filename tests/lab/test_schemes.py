@@ -98,6 +98,28 @@ def test_a_row_has_the_numbers_of_the_stages(bench, params, tmp_path):
     assert found["quantized_bpb"] == pytest.approx(expected.bpb, rel=1e-6)
 
 
+def test_a_row_in_turn_calibrates_every_block_behind_the_quantized_ones(bench, params, tmp_path, monkeypatch):
+    cells = {"one": {"quantize.lqer.top_k": 0, "quantize.canonical": False}}
+    (row,), (plain,) = (plan_schemes(grid_of(tmp_path, cells=cells), params, bench, turn) for turn in (True, False))
+    assert row.key != plain.key
+    calls = []
+
+    def calibrate(model, config, shards):
+        assert (config, shards) == (row.sections.calibrate, "shards")
+        calls.append(model.blocks[0].mlp.fc.weight.detach().clone())
+        return bench.hessians
+
+    monkeypatch.setattr(schemes, "calibrate", calibrate)
+    bench.tokens.train = "shards"
+    found, expected = measure_scheme(row, bench), measure_scheme(plain, bench)
+    assert len(calls) == MODEL.layers + 1
+    assert not torch.equal(calls[0], calls[1])
+    assert torch.equal(calls[1], calls[2])
+    assert {key: found[key] for key in ("bytes_model", "quantized_bpb")} == {
+        key: expected[key] for key in ("bytes_model", "quantized_bpb")
+    }
+
+
 def test_rows_run_once_and_a_stopped_sweep_goes_on(bench, params, tmp_path, monkeypatch):
     rows = plan_schemes(grid_of(tmp_path, cells=CELLS), params, bench)
     assert rows[0].key == rows[2].key != rows[1].key
