@@ -240,7 +240,7 @@ def _disclosed(claims: dict[str, Any], seeds: dict[str, Any], runs: Sequence[Run
         return judge("seeds.selected", False, f"logs of seeds that do not count: {first_few(extra)}", source)
     if isinstance(told, list | dict) and len(told) > max(len(counted), 1):
         text = f"{len(told)} runs are disclosed, {len(counted)} count: see whether the others are of this configuration"
-        return judge("seeds.selected", None, text, source)
+        return judge("seeds.selected", None if counted else False, text, source)
     if isinstance(told, list | dict):
         return judge("seeds.selected", True, f"all disclosed runs count: {len(told)}", source)
     return judge("seeds.selected", None, "no list of all runs that were made: ask the author", source)

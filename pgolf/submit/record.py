@@ -24,7 +24,7 @@ ROOT = Path(pgolf.__file__).parents[1]
 SUMS = "SHA256SUMS"
 PACKER = tuple(
     f"pgolf/submit/{name}.py"
-    for name in ("__init__", "arguments", "bundle", "closure", "defaults", "pack_code", "reach", "strip")
+    for name in ("__init__", "arguments", "bundle", "closure", "defaults", "methods", "pack_code", "reach", "strip")
 )
 """What the proof needs beside the program itself."""
 DISTRIBUTIONS = {"brotli": "Brotli", "flash_attn": "flash-attn-4", "flash_attn_interface": "flash-attn-3"}

@@ -32,6 +32,7 @@ def test_a_clean_folder_exits_with_0_and_leaves_its_findings(tmp_path: Path) -> 
 
 def test_the_table_fits_a_terminal_and_shows_evidence_and_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "width", 100)
+    monkeypatch.setattr(type(console), "is_terminal", True)
     Submission.clean(bytes=164_594_398).write(tmp_path / "theirs")
     done = CliRunner().invoke(app, ["audit", "theirs"])
     lines = done.output.splitlines()

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import interpreter  # noqa: F401  before the kernels are defined
 import pytest
 import torch
 

@@ -1,5 +1,6 @@
 """The fused LeakyReLU^2 MLP against the plain one in double precision."""
 
+import interpreter  # noqa: F401  before the kernels are defined
 import pytest
 import torch
 import torch.nn.functional as F

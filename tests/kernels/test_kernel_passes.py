@@ -1,5 +1,6 @@
 """The passes of a written-out block against plain torch in double precision, values and gradients."""
 
+import interpreter  # noqa: F401  before the kernels are defined
 import pytest
 import torch
 import torch.nn.functional as F

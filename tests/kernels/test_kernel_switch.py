@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 
+import interpreter  # noqa: F401  before the kernels are defined
 import pytest
 import torch
 
