@@ -8,20 +8,31 @@ from the mean of their gradients, so the weights stay equal. In training see `pg
 """
 
 import os
+from collections.abc import Iterable
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pgolf.errors import InputError
+
 T = TypeVar("T")
 
 
 def start() -> None:
-    """Meet the other processes, each with a GPU of its own; call it before the device is picked."""
+    """Meet the other processes, each with a GPU of its own; call it before the device is picked.
+
+    InputError where a node has more processes than GPUs.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            local, present = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+            if local >= present:
+                raise InputError(
+                    f"more processes than the {present} GPUs here: set --nproc-per-node to {present} or less"
+                )
+            torch.cuda.set_device(local)
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
@@ -49,6 +60,13 @@ def collect(value: T) -> list[T]:
     values: list[T | None] = [None] * world()
     dist.all_gather_object(values, value)
     return values  # type: ignore[return-value]
+
+
+def equal_(tensors: Iterable[Tensor]) -> None:
+    """Give all ranks those of rank 0, in place."""
+    if world() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 def decide(value: float) -> float:

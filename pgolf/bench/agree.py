@@ -16,9 +16,8 @@ import torch
 
 from pgolf.model.config import ModelConfig
 from pgolf.train.config import TrainConfig
-from pgolf.train.run import build_model, cast_embedding, open_batches
+from pgolf.train.run import new_trainer, open_batches
 from pgolf.train.schedule import progress, settings
-from pgolf.train.trainer import Trainer
 
 EVERY = 10
 """Steps between the losses that are compared."""
@@ -33,10 +32,8 @@ def training_losses(
     dtype: torch.dtype,
 ) -> list[float]:
     """Loss of every step of a run of `config.steps`, nats per token, before its update."""
-    model = build_model(model_config, vocab_size, config.seed, device, dtype)
-    cast_embedding(model, torch.bfloat16 if config.embed_dtype == "bfloat16" else torch.float32)
-    model.prepare(config.micro_tokens if config.batches == "packed" else config.seq_len)
-    trainer, batches, losses = Trainer(model, config), open_batches(config, shards), []
+    trainer, batches = new_trainer(model_config, config, vocab_size, device, dtype), open_batches(config, shards)
+    losses = []
     for step in range(config.steps or 0):
         now = settings(config, step, progress(config, step, 0.0))
         losses.append(trainer.backward(batches, now))
@@ -44,12 +41,17 @@ def training_losses(
     return torch.stack(losses).tolist()
 
 
+def plain_twin(config: TrainConfig) -> TrainConfig:
+    """The same run in eager torch."""
+    return replace(config, compile=False, kernels="plain", matmul="bfloat16")
+
+
 def ways(config: TrainConfig, steps: int) -> dict[str, TrainConfig]:
     """The three runs of that many steps."""
     configured = replace(config, steps=steps, seconds=None)
     return {
         "configured": configured,
-        "plain": replace(configured, compile=False, kernels="plain"),
+        "plain": plain_twin(configured),
         "other seed": replace(configured, seed=config.seed + 1),
     }
 

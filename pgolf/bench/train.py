@@ -20,7 +20,7 @@ from pgolf.device import synchronize
 from pgolf.model.config import ModelConfig
 from pgolf.model.flops import forward_flops
 from pgolf.train.config import TrainConfig
-from pgolf.train.run import build_model, cast_embedding, open_batches
+from pgolf.train.run import new_trainer, open_batches
 from pgolf.train.schedule import ALL_RUNS, Settings, settings
 from pgolf.train.trainer import Trainer
 
@@ -72,10 +72,7 @@ def measure_training(
     steps: int,
 ) -> Measured:
     """Train a fresh model for `steps` counted steps in each phase; compiled if `config.compile` and the device can."""
-    model = build_model(model_config, vocab_size, config.seed, device, dtype)
-    cast_embedding(model, torch.bfloat16 if config.embed_dtype == "bfloat16" else torch.float32)
-    model.prepare(config.micro_tokens if config.batches == "packed" else config.seq_len)
-    trainer = Trainer(model, config)
+    trainer = new_trainer(model_config, config, vocab_size, device, dtype)
     started = time.perf_counter()
     trainer.warm_up(open_batches(config, shards))
     synchronize(device)

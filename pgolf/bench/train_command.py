@@ -1,6 +1,5 @@
 """`pgolf bench train`: the training step of params.yaml, compiled and beside it eager."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,16 +16,18 @@ NAME = 60
 
 def bench_train(
     steps: Annotated[int, typer.Option(help="Counted steps in each phase.", min=1)] = 20,
-    eager: Annotated[bool, typer.Option(help="Also without torch.compile.")] = True,
+    eager: Annotated[bool, typer.Option(help="Also in eager torch, without kernels.")] = True,
     params: Annotated[Path, typer.Option(help="Parameter file.")] = paths.PARAMS,
 ) -> None:
     """Tokens per second, MFU, memory and the kernels of a training step, on the tokens that are there."""
     from pgolf import ranks
+    from pgolf.bench.agree import plain_twin
     from pgolf.bench.parts import by_part
     from pgolf.bench.train import Measured, matmul_rate, measure_training
     from pgolf.data.tokens import open_tokens
     from pgolf.device import hardware_name, pick_device
     from pgolf.sections import load_sections
+    from pgolf.train.config import TrainConfig
 
     sections = load_sections(params)
     tokens = open_tokens(paths.TOKENS, None)
@@ -34,14 +35,13 @@ def bench_train(
     device, dtype = pick_device()
     peak = ranks.world() * matmul_rate(device)
 
-    def measure(compiled: bool) -> Measured:
-        config = replace(sections.train, compile=compiled)
+    def measure(config: TrainConfig) -> Measured:
         return measure_training(sections.model, config, tokens.vocab_size, tokens.train, device, dtype, steps)
 
     compiles = device.type == "cuda" and sections.train.compile
-    ways = {"compiled" if compiles else "eager": measure(compiles)}
+    ways = {"compiled" if compiles else "eager": measure(sections.train)}
     if compiles and eager:
-        ways["eager"] = measure(False)
+        ways["eager"] = measure(plain_twin(sections.train))
     rows = [
         (
             way,

@@ -1,4 +1,4 @@
-"""LeakyReLU(slope)^2 between two products, and its gradient, each in one pass, in bfloat16, float8 or both.
+"""LeakyReLU(slope)^2 between two products, and its gradient, each in one pass; gradients in float8 too.
 
 f = p^2 for p > 0, (slope p)^2 otherwise        dp = df 2 p for p > 0, df 2 slope^2 p otherwise
 """
@@ -15,27 +15,20 @@ BLOCK = 4096
 
 
 @triton.jit
-def _leaky_forward(p, f, f8, slope2, count, BLOCK: tl.constexpr, WIDE: tl.constexpr, EIGHT: tl.constexpr):
+def _leaky_forward(p, f, slope2, count, BLOCK: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < count
     value = tl.load(p + place, mask=inside, other=0.0).to(tl.float32)
     value = value * value * tl.where(value > 0, 1.0, slope2)
-    if WIDE:
-        tl.store(f + place, value, mask=inside)
-    if EIGHT:
-        tl.store(f8 + place, tl.minimum(value, 448.0).to(f8.dtype.element_ty), mask=inside)
+    tl.store(f + place, value, mask=inside)
 
 
 @triton.jit
-def _leaky_backward(
-    df, p, dp, f, dp8, slope2, scale8, count, BLOCK: tl.constexpr, AGAIN: tl.constexpr, EIGHT: tl.constexpr
-):
+def _leaky_backward(df, p, dp, dp8, slope2, scale8, count, BLOCK: tl.constexpr, EIGHT: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < count
     value = tl.load(p + place, mask=inside, other=0.0).to(tl.float32)
     leak = tl.where(value > 0, 1.0, slope2)
-    if AGAIN:
-        tl.store(f + place, value * value * leak, mask=inside)
     grad = tl.load(df + place, mask=inside, other=0.0).to(tl.float32) * (2.0 * value * leak)
     tl.store(dp + place, grad, mask=inside)
     if EIGHT:
@@ -51,23 +44,22 @@ def _round_gradient(x, out, scale8, count, BLOCK: tl.constexpr):
     tl.store(out + place, value.to(out.dtype.element_ty), mask=place < count)
 
 
-def activation_forward(p: Tensor, slope: float, eight: bool = False) -> Tensor:
-    """f like p, or in float8 (e4m3)."""
-    f = torch.empty_like(p, dtype=torch.float8_e4m3fn if eight else p.dtype)
-    _leaky_forward[(triton.cdiv(p.numel(), BLOCK),)](p, f, f, slope**2, p.numel(), BLOCK, not eight, eight)
+def activation_forward(p: Tensor, slope: float) -> Tensor:
+    """f like p."""
+    f = torch.empty_like(p)
+    _leaky_forward[(triton.cdiv(p.numel(), BLOCK),)](p, f, slope**2, p.numel(), BLOCK)
     return f
 
 
 def activation_backward(
-    df: Tensor, p: Tensor, slope: float, again: bool, scale8: float | None = None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """dp, written over df; with `again` f once more; with scale8, dp times it in float8 (e5m2)."""
-    f = torch.empty_like(p) if again else None
+    df: Tensor, p: Tensor, slope: float, scale8: float | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """dp, written over df; with scale8, dp times it in float8 (e5m2)."""
     dp8 = None if scale8 is None else torch.empty_like(p, dtype=torch.float8_e5m2)
     _leaky_backward[(triton.cdiv(p.numel(), BLOCK),)](
-        df, p, df, f, dp8, slope**2, scale8 or 0.0, p.numel(), BLOCK, again, dp8 is not None
+        df, p, df, dp8, slope**2, scale8 or 0.0, p.numel(), BLOCK, dp8 is not None
     )
-    return df, f, dp8
+    return df, dp8
 
 
 def round_gradient(x: Tensor, scale8: float) -> Tensor:

@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pgolf.kernels.launch import rows
+
 FORWARD_TOKENS, TOKENS = 16, 8
 """Tokens of a program, forward and backward; the fastest of 4, 8 and 16 on an H200."""
 WINDOW = 16
@@ -32,21 +34,24 @@ def _gate(n, w, token, head, tokens, stride, factor, window, WINDOW: tl.constexp
 
 
 @triton.jit
+def _unit_value(v, token, head, columns, inside, stride, D: tl.constexpr):
+    """u and |v|, of key heads."""
+    own = tl.load(v + token[:, None] * stride + head[:, None] * D + columns, mask=inside, other=0.0).to(tl.float32)
+    length = tl.maximum(tl.sqrt(tl.sum(own * own, 1)), 1e-12)[:, None]
+    return own / length, length
+
+
+@triton.jit
 def _gated_forward(
     y, v, n, w, z, tokens, v_stride, n_stride, factor, window,
     H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, T: tl.constexpr, WINDOW: tl.constexpr, XSA: tl.constexpr,
     GATE: tl.constexpr,
 ):  # fmt: skip
-    each = tl.arange(0, T * H)
-    token, head = (tl.program_id(0) * T + each // H).to(tl.int64), each % H
-    columns = tl.arange(0, D)[None, :]
-    inside = (token < tokens)[:, None] & (columns < D)
+    token, head, columns, inside = rows(tokens, H, D, T)
     place = (token * H + head)[:, None] * D + columns
     value = tl.load(y + place, mask=inside, other=0.0).to(tl.float32)
     if XSA:
-        own = token[:, None] * v_stride + (head // (H // KV))[:, None] * D + columns
-        unit = tl.load(v + own, mask=inside, other=0.0).to(tl.float32)
-        unit = unit / tl.maximum(tl.sqrt(tl.sum(unit * unit, 1)), 1e-12)[:, None]
+        unit, _ = _unit_value(v, token, head // (H // KV), columns, inside, v_stride, D)
         value -= tl.sum(value * unit, 1)[:, None] * unit
     if GATE:
         _, _, g = _gate(n, w, token, head, tokens, n_stride, factor, window, WINDOW)
@@ -60,19 +65,13 @@ def _gated_backward(
     H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, T: tl.constexpr, WINDOW: tl.constexpr, XSA: tl.constexpr,
     GATE: tl.constexpr,
 ):  # fmt: skip
-    each = tl.arange(0, T * H)
-    token, head = (tl.program_id(0) * T + each // H).to(tl.int64), each % H
-    columns = tl.arange(0, D)[None, :]
-    inside = (token < tokens)[:, None] & (columns < D)
+    token, head, columns, inside = rows(tokens, H, D, T)
     place = (token * H + head)[:, None] * D + columns
     value = tl.load(y + place, mask=inside, other=0.0).to(tl.float32)
     e = tl.load(dz + place, mask=inside, other=0.0).to(tl.float32)
     rest = value
     if XSA:
-        own = token[:, None] * v_stride + (head // (H // KV))[:, None] * D + columns
-        unit = tl.load(v + own, mask=inside, other=0.0).to(tl.float32)
-        length = tl.maximum(tl.sqrt(tl.sum(unit * unit, 1)), 1e-12)[:, None]
-        unit = unit / length
+        unit, length = _unit_value(v, token, head // (H // KV), columns, inside, v_stride, D)
         c = tl.sum(value * unit, 1)[:, None]
         rest = value - c * unit
     if GATE:
@@ -81,8 +80,8 @@ def _gated_backward(
         e *= g[:, None]
         narrow = tl.arange(0, WINDOW)[None, :]
         dn_token = tl.sum(tl.reshape(dl * weight, (T, H, WINDOW)), 1)
-        rows = (tl.program_id(0) * T + tl.arange(0, T)).to(tl.int64)
-        tl.store(dn + rows[:, None] * WINDOW + narrow, dn_token, mask=(rows < tokens)[:, None] & (narrow < WINDOW))
+        row_token = (tl.program_id(0) * T + tl.arange(0, T)).to(tl.int64)[:, None]
+        tl.store(dn + row_token * WINDOW + narrow, dn_token, mask=(row_token < tokens) & (narrow < WINDOW))
         dw_head = tl.sum(tl.reshape(dl * near, (T, H, WINDOW)), 0)
         tl.store(dw + (tl.program_id(0) * H + tl.arange(0, H))[:, None] * WINDOW + narrow, dw_head)
     if XSA:
@@ -90,8 +89,8 @@ def _gated_backward(
         du = -(c * e + along * value)
         dv_head = (du - tl.sum(du * unit, 1)[:, None] * unit) / length
         group = tl.sum(tl.reshape(dv_head, (T * KV, H // KV, D)), 1)
-        rows = tl.arange(0, T * KV).to(tl.int64) + tl.program_id(0).to(tl.int64) * (T * KV)
-        tl.store(dv + rows[:, None] * D + columns, group, mask=(rows < tokens * KV)[:, None] & (columns < D))
+        row_value = (tl.arange(0, T * KV).to(tl.int64) + tl.program_id(0).to(tl.int64) * (T * KV))[:, None]
+        tl.store(dv + row_value * D + columns, group, mask=(row_value < tokens * KV) & (columns < D))
         e -= along * unit
     tl.store(dy + place, e, mask=inside)
 
@@ -115,7 +114,7 @@ def _sizes(y: Tensor, v: Tensor | None, gate: Gate | None, at_once: int) -> tupl
 
 def gated_forward(y: Tensor, v: Tensor | None, gate: Gate | None) -> Tensor:
     """z [T, H, D]; v is None without XSA."""
-    z = y.new_empty(y.shape)
+    y, z = y.contiguous(), y.new_empty(y.shape)
     n, w = (None, None) if gate is None else gate[:2]
     _gated_forward[(triton.cdiv(len(y), FORWARD_TOKENS),)](y, v, n, w, z, *_sizes(y, v, gate, FORWARD_TOKENS))
     return z
@@ -135,7 +134,7 @@ class GatedGradients(NamedTuple):
 
 def gated_backward(dz: Tensor, y: Tensor, v: Tensor | None, gate: Gate | None) -> GatedGradients:
     """dz [T, H, D] contiguous, like y."""
-    tokens, heads, _ = y.shape
+    y, (tokens, heads, _) = y.contiguous(), y.shape
     blocks, dy = triton.cdiv(tokens, TOKENS), y.new_empty(y.shape)
     dv = None if v is None else y.new_empty(v.shape)
     if gate is None:

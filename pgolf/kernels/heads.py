@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pgolf.kernels.launch import rows
+
 EPS = tl.constexpr(torch.finfo(torch.float32).eps)
 ROWS = 16
 """Heads of tokens that a program holds; the fastest of 16, 32, 64 and 128 on an H200."""
@@ -39,11 +41,8 @@ def _heads_forward(
     x, gain, cos, sin, out, tokens, period,
     H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    each = tl.arange(0, T * KV)
-    token = (tl.program_id(0) * T + each // KV).to(tl.int64)
-    head = tl.program_id(1) * KV + each % KV
-    columns = tl.arange(0, D)[None, :]
-    inside = (token < tokens)[:, None] & (columns < D)
+    token, of_keys, columns, inside = rows(tokens, KV, D, T)
+    head = tl.program_id(1) * KV + of_keys
     start = (token * (H + 2 * KV) + head)[:, None] * D
     c, s, partner, turned = _angles(cos, sin, (token % period)[:, None], columns, HALF)
     value = tl.load(x + start + columns, mask=inside, other=0.0).to(tl.float32)
@@ -60,14 +59,11 @@ def _heads_backward(
     H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr, EIGHT: tl.constexpr,
     TWO: tl.constexpr,
 ):  # fmt: skip
-    each = tl.arange(0, T * KV)
-    token = (tl.program_id(0) * T + each // KV).to(tl.int64)
+    token, of_keys, columns, inside = rows(tokens, KV, D, T)
     chunk = tl.program_id(1)
-    head = chunk * KV + each % KV
-    columns = tl.arange(0, D)[None, :]
-    inside = (token < tokens)[:, None] & (columns < D)
+    head = chunk * KV + of_keys
     start = (token * (H + 2 * KV) + head)[:, None] * D
-    own = (token * KV + each % KV)[:, None] * D
+    own = (token * KV + of_keys)[:, None] * D
     if chunk * KV > H:
         result = tl.load(dv + own + columns, mask=inside, other=0.0).to(tl.float32)
         if TWO:

@@ -1,13 +1,28 @@
-"""How a pass whose sums over tokens are added at the end is shared out."""
+"""How passes are shared out to programs."""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
 import torch
+import triton
+import triton.language as tl
 
 PER_MULTIPROCESSOR = 8
 
 
+@triton.jit
+def rows(tokens, HEADS: tl.constexpr, D: tl.constexpr, T: tl.constexpr):
+    """Of a program that takes T tokens and HEADS heads of D dimensions: token and head of each of its rows, the columns
+    [1, D], and which elements there are.
+    """
+    each = tl.arange(0, T * HEADS)
+    token = (tl.program_id(0) * T + each // HEADS).to(tl.int64)
+    columns = tl.arange(0, D)[None, :]
+    return token, each % HEADS, columns, (token < tokens)[:, None] & (columns < D)
+
+
 def shares(device: torch.device, blocks: int) -> tuple[int, int]:
-    """Programs for `blocks` pieces of work, and the most pieces of one: a few programs for each multiprocessor, two in
-    the interpreter.
+    """For a pass whose sums over tokens are added at the end: programs for `blocks` pieces of work, and the most pieces
+    of one; a few programs for each multiprocessor, two in the interpreter.
     """
     most = 2
     if device.type == "cuda":

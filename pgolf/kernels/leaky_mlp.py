@@ -1,10 +1,10 @@
 """The LeakyReLU^2 MLP in two persistent matrix products with their activation in the epilogue (after PR 1530).
 
     forward    p = x W1^T    f = p^2 where p > 0, (slope p)^2 otherwise    y = f W2^T
-    backward   df = g W2     dp = df 2 sqrt(f) (1 where p > 0, -slope otherwise)
+    backward   df = g W2     dp = df 2 sqrt(f) (1 where p > 0, -|slope| otherwise)
                dW2 = g^T f   dW1 = dp^T x   dx = dp W1
 
-p is nowhere stored: f and one bit of sign for each p give its derivative, because |df/dp| = 2 sqrt(f) (1 or slope).
+p is nowhere stored: f and one bit of sign for each p give its derivative, because |df/dp| = 2 sqrt(f) (1 or |slope|).
 That halves what the layer keeps, and root and rounding lose no more than the rounding of p did. All products
 but the two with an epilogue are the library's. N tokens, d width, F hidden units; F a multiple of 64, d of 8.
 
@@ -52,16 +52,23 @@ def _squared(p, slope, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _corner(turn, UNITS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):  # type: ignore[no-untyped-def]
+    """First row and unit of a program's tile, in some of the last turn beyond the last row: nothing is read or written
+    there.
+    """
+    across = tl.cdiv(UNITS, BN)
+    tile = turn * tl.num_programs(0) + tl.program_id(0)
+    return tile // across * BM, tile % across * BN
+
+
+@triton.jit
 def _up(  # type: ignore[no-untyped-def]
     x, w, f, signs, slope, ROWS: tl.constexpr, WIDTH: tl.constexpr, UNITS: tl.constexpr,
     TURNS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    across = tl.cdiv(UNITS, BN)
     shifts = tl.arange(0, 8)[None, None, :, None]
     for turn in tl.range(0, TURNS, flatten=True):
-        tile = turn * tl.num_programs(0) + tl.program_id(0)
-        m = tile // across * BM  # beyond the last row in some of the last turn: nothing is read or written there
-        n = tile % across * BN
+        m, n = _corner(turn, UNITS, BM, BN)
         p = tl.zeros((BM, BN), tl.float32)
         for k in tl.range(0, WIDTH, BK):
             p = tl.dot(x.load([m, k]), w.load([n, k]).T, p)
@@ -78,12 +85,9 @@ def _down(  # type: ignore[no-untyped-def]
     g, w, f, signs, dp, slope, ROWS: tl.constexpr, WIDTH: tl.constexpr, UNITS: tl.constexpr,
     TURNS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    across = tl.cdiv(UNITS, BN)
     shifts = tl.arange(0, 8)[None, None, :, None]
     for turn in tl.range(0, TURNS, flatten=True):
-        tile = turn * tl.num_programs(0) + tl.program_id(0)
-        m = tile // across * BM  # beyond the last row in some of the last turn: nothing is read or written there
-        n = tile % across * BN
+        m, n = _corner(turn, UNITS, BM, BN)
         place, inside = _bytes_at(signs, m, n, ROWS, UNITS, BM, BN)
         packed = tl.load(place, mask=inside, other=0)  # on its way while the product is computed
         df = tl.zeros((BM, BN), tl.float32)
@@ -145,7 +149,7 @@ def backward(g: Tensor, down: Tensor, f: Tensor, signs: Tensor, slope: float) ->
         TensorDescriptor.from_tensor(f, [TILE.tokens, TILE.units // 2]),
         signs,
         TensorDescriptor.from_tensor(dp, [TILE.tokens, TILE.units // 2]),
-        slope, tokens, width, units, turns, TILE.tokens, TILE.units, TILE.depth,
+        abs(slope), tokens, width, units, turns, TILE.tokens, TILE.units, TILE.depth,
         num_warps=TILE.warps, num_stages=TILE.stages,
     )  # fmt: skip
     return dp

@@ -5,7 +5,8 @@
     Block.forward  a whole layer, written out              `pgolf.train.fused_block`
 
 What the configuration has in another form stays plain: another activation, factors in place of matrices, dropped
-tokens, adaptation while it is scored. Weights and names stay, and the plain functions return when training ends.
+tokens, values with something added, a larger softcap, adaptation while it is scored. Weights and names stay, and the
+plain functions return when training ends.
 """
 
 import warnings
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+import torch
 from torch import Tensor, nn
 
 from pgolf.errors import InputError
@@ -24,9 +26,13 @@ if TYPE_CHECKING:
     from pgolf.model.visit import Visit
 
 
+LARGEST_SOFTCAP = 43.0
+"""Beyond it exp(-2 C), the least power in the kernel's sum, is no normal number of float32."""
+
+
 def install(model: GPT, eight: bool = False) -> None:
     """Hide functions of a model behind kernels, in place, before it is compiled; only a warning on a CPU. `eight` is
-    `train.matmul: fp8`.
+    `train.matmul: fp8`, an InputError where the GPU or the model has no such products.
     """
     if model.tok_emb.weight.device.type == "cpu":
         warnings.warn("`train.kernels` is triton: its kernels need a GPU, training goes without", stacklevel=2)
@@ -37,7 +43,25 @@ def install(model: GPT, eight: bool = False) -> None:
         raise InputError(
             "`train.kernels` is triton, and the package triton is not installed: pip install triton, or set it to plain"
         ) from error
+    if eight:
+        check_eight(model)
     hide(model, eight)
+
+
+def check_eight(model: GPT) -> None:
+    """InputError where products of 8-bit floats cannot be, or would be nowhere."""
+    from pgolf.train.fused_model import fused_functions
+
+    width, keys = model.config.dim, model.config.kv_dim
+    reason = ""
+    if torch.cuda.get_device_capability(model.tok_emb.weight.device) < (8, 9):
+        reason = "this GPU has no such products (it takes compute capability 8.9: Ada, Hopper)"
+    elif not any(fused_functions(model, True)):
+        reason = "no block of this model is of the form that has such products (`pgolf.train.fused_model.fits`)"
+    elif width % 16 or keys % 8:
+        reason = f"such products take multiples of 16, not `dim` {width} with {keys} for keys"
+    if reason:
+        raise InputError(f"`train.matmul` is fp8, but {reason}: set it to bfloat16")
 
 
 def hide(model: GPT, eight: bool = False) -> None:
@@ -60,7 +84,8 @@ def remove(model: GPT) -> None:
 
 
 def _replacements(model: GPT) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
-    yield model, "surprise", _surprise
+    if model.head.softcap <= LARGEST_SOFTCAP:
+        yield model, "surprise", _surprise
     for mlp in (block.mlp for block in model.blocks):
         if fits(mlp):
             yield mlp, "forward", _feed

@@ -164,7 +164,7 @@ def feed_backward(call: Call, n: Tensor, f: Tensor, signs: Tensor, g: Tensor, p:
         dp, dp8 = leaky_backward(g, call.weights.down, f, signs, call.slope), None
     else:
         df = back(call, g, round_gradient(g, call.factor8), "down")
-        dp, _, dp8 = activation_backward(df, signs, call.slope, False, call.factor8)
+        dp, dp8 = activation_backward(df, signs, call.slope, call.factor8)
     return FeedGradients(back(call, dp, dp8, "up"), weight_gradient(dp, n), down, mlp_scale)
 
 

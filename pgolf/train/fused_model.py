@@ -1,7 +1,7 @@
 """Which blocks are run as `pgolf.train.fused_block` writes them out, and how they are called."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -9,15 +9,15 @@ from torch import Tensor
 from pgolf.kernels.float8 import GRADIENT
 from pgolf.kernels.gated_output import WINDOW
 from pgolf.kernels.heads import Shape
-from pgolf.model import lanes
-from pgolf.model.blocks import Block
+from pgolf.model.blocks import Attention, Block
 from pgolf.model.context import Context
-from pgolf.model.gates import narrow
 from pgolf.model.gpt import GPT
-from pgolf.model.lanes import Lanes
 from pgolf.train.fast import fits as fits_mlp
 from pgolf.train.folded import Folded, matrix
 from pgolf.train.fused_block import Call, LanesBlock, Parameters, SequentialBlock
+
+if TYPE_CHECKING:
+    from pgolf.model.lanes import Lanes
 
 
 class Chain:
@@ -57,12 +57,12 @@ class Fused:
         result: Tensor = out.view_as(x)
         return result
 
-    def forward_lanes(self, streams: Lanes, rows: tuple[Tensor, ...], context: Context) -> Lanes:
+    def forward_lanes(self, streams: "Lanes", rows: tuple[Tensor, ...], context: Context) -> "Lanes":
         """`Block.forward_lanes`; rows are P [2, 2] and rho [2]."""
         x0, call = self.chain.take(context.x0), self._call(streams.attention, context)
         flat = [lane.flatten(0, -2) for lane in streams]
         first, second, self.chain.last = LanesBlock.apply(call, *flat, x0, *rows, *self.parameters)  # type: ignore[no-untyped-call]
-        return Lanes(first.view_as(streams.attention), second.view_as(streams.mlp))
+        return streams._replace(attention=first.view_as(streams.attention), mlp=second.view_as(streams.mlp))
 
     forward.written_out = forward_lanes.written_out = True  # type: ignore[attr-defined]
 
@@ -79,9 +79,9 @@ class Fused:
 
 
 def fused_functions(model: GPT, eight: bool = False) -> Iterator[tuple[Block, str, Callable[..., Any]]]:
-    """(block, name, function) for every block that is of the form."""
+    """(block, name, function) for every block that is of the form, and whose values nothing is added to."""
     chain = Chain()
-    for block in model.blocks:
+    for block in model.blocks[: model.config.layers - model.config.value_embed.last]:
         if isinstance(block, Block) and fits(block):
             fused = Fused(block, chain, eight)
             yield block, "forward", fused.forward
@@ -93,14 +93,29 @@ def fits(block: Block) -> bool:
     a narrow gate or none, LeakyReLU^2.
     """
     attn = block.attn
-    gate = attn.gate is None or (attn.gate is narrow and attn.attn_gate_w.size(1) <= WINDOW <= attn.width)
     sizes = len(attn.q_gain), len(attn.c_k.weight) // attn.head_dim, attn.head_dim
     return (
-        gate
-        and all(size & (size - 1) == 0 for size in sizes)
+        all(size & (size - 1) == 0 for size in sizes)
         and attn.sharpness == 1
         and not (attn.mix_values or attn.differ or block.parallel or block.peri or block.hybrid)
         and not (block.mix_input or block.mlp_gate or block.token_gate)
-        and block.lane_step in (None, lanes.step)
+        and _fits_gate(attn)
+        and _fits_lanes(block)
         and fits_mlp(block.mlp)
     )
+
+
+def _fits_gate(attn: Attention) -> bool:
+    if attn.gate is None:
+        return True
+    from pgolf.model.gates import narrow  # a submission without gates, or lanes, ships none
+
+    return attn.gate is narrow and attn.attn_gate_w.size(1) <= WINDOW <= attn.width
+
+
+def _fits_lanes(block: Block) -> bool:
+    if block.lane_step is None:
+        return True
+    from pgolf.model.lanes import step
+
+    return block.lane_step is step

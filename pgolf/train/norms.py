@@ -34,7 +34,7 @@ def clip_globally(trainer: "Trainer", limit: float) -> None:
     factor = (limit / (norm + 1e-6)).clamp_max(1)
     others = [parameter.grad for parameter in exchange.others if parameter.grad is not None]
     for tensor in (*others, *map(exchange.muon.summed, exchange.muon.stacks)):
-        tensor.mul_(factor.to(tensor.dtype))
+        tensor.mul_(factor)
 
 
 def _shared_norms(exchange: Exchange) -> dict[nn.Parameter, Tensor]:

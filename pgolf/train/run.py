@@ -79,6 +79,22 @@ def cast_embedding(model: GPT, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
+def new_trainer(
+    model_config: ModelConfig, config: TrainConfig, vocab_size: int, device: torch.device, dtype: torch.dtype
+) -> Trainer:
+    """A fresh model and its training state; InputError where the processes cannot share out every step evenly."""
+    if (most := largest_world(config)) % ranks.world():
+        raise InputError(
+            f"{ranks.world()} processes cannot share out every step evenly: start a number that divides {most}, the "
+            "micro-batches of a step (`batch_tokens` / `micro_tokens`; 1 with `finish`)"
+        )
+    model = build_model(model_config, vocab_size, config.seed, device, dtype)
+    cast_embedding(model, torch.bfloat16 if config.embed_dtype == "bfloat16" else torch.float32)
+    ranks.equal_(parameter.detach() for parameter in model.parameters())  # processors of other kinds round otherwise
+    model.prepare(config.micro_tokens if config.batches == "packed" else config.seq_len)
+    return Trainer(model, config)
+
+
 def run_training(
     model_config: ModelConfig,
     config: TrainConfig,
@@ -98,15 +114,7 @@ def run_training(
     Several processes train one model together: they get the same arguments and have the same result, whose progress
     the first alone reports and saves.
     """
-    if (most := largest_world(config)) % ranks.world():
-        raise InputError(
-            f"{ranks.world()} processes cannot share out every step evenly: start a number that divides {most}, the "
-            "micro-batches of a step (`batch_tokens` / `micro_tokens`; 1 with `finish`)"
-        )
-    model = build_model(model_config, vocab_size, config.seed, device, dtype)
-    cast_embedding(model, torch.bfloat16 if config.embed_dtype == "bfloat16" else torch.float32)
-    model.prepare(config.micro_tokens if config.batches == "packed" else config.seq_len)
-    trainer = Trainer(model, config)
+    trainer = new_trainer(model_config, config, vocab_size, device, dtype)
     clock = Clock({"train": resume.seconds} if resume else None)
 
     def reopen(skipped: int) -> BatchStream:
@@ -131,9 +139,9 @@ def run_training(
             finish=finish, observe=observe, record=record,
         )  # fmt: skip
         synchronize(device)
-    cast_embedding(model, torch.float32)
+    cast_embedding(trainer.model, torch.float32)
     trained = trained._replace(seconds=clock.seconds("train"))
-    return Run(model, trained, clock.seconds("compile"), trainer.candidate_averages())
+    return Run(trainer.model, trained, clock.seconds("compile"), trainer.candidate_averages())
 
 
 @contextlib.contextmanager

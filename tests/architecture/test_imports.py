@@ -18,7 +18,7 @@ LAYERS: dict[str, set[str]] = {
     "config": {"errors"},
     "budget": {"errors"},
     "device": set(),
-    "ranks": set(),
+    "ranks": {"errors"},
     "launch": set(),
     "paths": set(),
     "params": {"errors", "config"},

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from pgolf import ranks
 from pgolf.bench.parts import by_part, part_of
 from pgolf.bench.train import attended, matmul_rate, measure_training
 from pgolf.data.batches import Batch, document_boundaries
 from pgolf.data.shards import write_shard
+from pgolf.errors import InputError
 from pgolf.model.config import ModelConfig
 from pgolf.model.flops import forward_flops
 from pgolf.train.config import TrainConfig
@@ -45,6 +47,12 @@ def test_both_phases_are_measured_and_recurrence_costs(shards):
     assert sum(kernel.share for kernel in measured.kernels) == pytest.approx(1)
     calls = {kernel.name: kernel.calls for kernel in measured.kernels}
     assert calls["aten::_fused_adamw_"] >= 1  # the optimizer is inside
+
+
+def test_processes_that_cannot_share_out_a_step_are_refused(shards, monkeypatch):
+    monkeypatch.setattr(ranks, "world", lambda: 3)
+    with pytest.raises(InputError, match="3 processes"):
+        measure_training(MODEL, TRAIN, 64, shards, torch.device("cpu"), torch.float32, steps=1)
 
 
 def test_a_model_without_recurrence_has_one_phase(shards):

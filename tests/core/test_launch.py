@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pgolf import launch
+from pgolf import launch, ranks
+from pgolf.errors import InputError
 from pgolf.launch import on_all_gpus, run_together
 
 ERRORS = """
@@ -51,6 +52,15 @@ def test_the_first_failure_ends_all_and_gives_its_code(monkeypatch: pytest.Monke
     started = time.monotonic()
     assert python(code + "time.sleep(60)", 3) == 7
     assert time.monotonic() - started < 20
+
+
+def test_every_process_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"WORLD_SIZE": "3", "RANK": "2", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=r"the 2 GPUs here: set --nproc-per-node to 2"):
+        ranks.start()
 
 
 @pytest.mark.parametrize(("failing", "said", "error"), [("1", "1", "InputError"), ("01", "0", "RuntimeError")])

@@ -11,6 +11,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from pgolf.kernels import softcap_loss
 from pgolf.kernels.softcap_loss import softcap_losses
+from pgolf.train.fast import LARGEST_SOFTCAP
 
 SOFTCAP = 5.0
 ON_GPU = torch.cuda.is_available()
@@ -84,6 +85,13 @@ def test_saturated_logits_stay_finite():
     torch.testing.assert_close(losses, plain(hidden, embedding, targets, SOFTCAP).detach(), rtol=1e-5, atol=1e-5)
     gradients = torch.autograd.grad(losses.sum(), (hidden, embedding))
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_the_largest_softcap_is_within_float32():
+    """All logits at -C: the sum that the kernel takes is V exp(-2 C), the loss log V."""
+    hidden, embedding = torch.ones(1, 2, 8, device=DEVICE), torch.full((37, 8), -1e3, device=DEVICE)
+    losses = softcap_losses(hidden, embedding, torch.zeros(1, 2, dtype=torch.int64, device=DEVICE), LARGEST_SOFTCAP)
+    assert losses.tolist() == [pytest.approx([math.log(37)] * 2, rel=1e-5)]
 
 
 def test_no_upstream_gives_no_gradient():

@@ -32,6 +32,12 @@ def assert_near(found, expected, bound):
         assert float((a.double() - b).detach().norm() / b.detach().norm()) < bound, name
 
 
+def assert_rounded(eighth, scale, expected):
+    """float8_e5m2 has 2 bits of fraction; the interpreter drops a carry into the exponent, of about a tenth."""
+    wrong = (eighth.float() / scale - expected).abs() > 0.13 * expected.abs()
+    assert float(wrong.float().mean()) < (0.01 if ON_GPU else 0.2)
+
+
 def doubles(*tensors):
     return [tensor.detach().double().requires_grad_() for tensor in tensors]
 
@@ -96,8 +102,9 @@ def test_heads(rows, shape, dtype, bound):
     assert torch.equal(shape.split(x, 3)[2].double(), expected[2])
     dq, dk, dv, dv2 = (random(tokens, n, shape.head_dim, dtype=dtype) for n in (shape.heads, *3 * [shape.kv_heads]))
     wanted = torch.autograd.grad(expected, [a, c], [dq.double(), dk.double(), dv.double() + dv2.double()])
-    dx, _, dgain = heads.heads_backward((dq, dk, dv), dv2, x, gain, cos, sin, shape)
+    dx, eighth, dgain = heads.heads_backward((dq, dk, dv), dv2, x, gain, cos, sin, shape, 8.0)
     assert_near((dx, dgain), wanted, bound)
+    assert_rounded(eighth, 8, wanted[0])
 
 
 @pytest.mark.parametrize(
@@ -111,7 +118,8 @@ def test_heads(rows, shape, dtype, bound):
 def test_gated_output(tokens, shape, dtype, bound, xsa, gated):
     torch.manual_seed(0)
     wide = random(tokens, (shape.heads + 2 * shape.kv_heads) * shape.head_dim, dtype=dtype)
-    y, dz = (random(tokens, shape.heads, shape.head_dim, dtype=dtype) for _ in range(2))
+    dz = random(tokens, shape.heads, shape.head_dim, dtype=dtype)
+    y = random(shape.heads, tokens, shape.head_dim, dtype=dtype).transpose(0, 1)  # as torch may leave it
     n, w, v = random(tokens, 20, dtype=dtype), random(shape.heads, 12), shape.split(wide, 3)[2]
     a, b, c, d = doubles(y, v, n, w)
     z = exclusive(a[None], b[None])[0] if xsa else a
@@ -151,5 +159,6 @@ def test_activation(tokens, width, dtype, bound):
     f = F.leaky_relu(a, 0.5).square()
     wanted = torch.autograd.grad(f, a, df.double())
     assert_near([activation.activation_forward(p, 0.5)], [f], bound)
-    dp, again, _ = activation.activation_backward(df, p, 0.5, again=True)
-    assert_near([dp, again], [*wanted, f], bound)
+    eighth = activation.activation_backward(df.clone(), p, 0.5, 8.0)[1]
+    assert_rounded(eighth, 8, *wanted)
+    assert_near(activation.activation_backward(df, p, 0.5)[:1], wanted, bound)

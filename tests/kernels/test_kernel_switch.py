@@ -85,6 +85,26 @@ def test_another_mlp_stays_plain():
     assert fast.fits(build().blocks[0].mlp)
 
 
+def test_a_softcap_beyond_the_kernel_stays_plain():
+    for softcap, hidden in ((fast.LARGEST_SOFTCAP, True), (fast.LARGEST_SOFTCAP + 1, False)):
+        names = {name for _, name, _ in fast._replacements(build(softcap=softcap))}
+        assert ("surprise" in names) == hidden
+
+
+def test_8_bits_are_refused_where_they_would_be_nowhere(monkeypatch):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    capability = [9, 0]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: tuple(capability))
+    fast.check_eight(build())
+    with pytest.raises(InputError, match=r"no block of this model .* set it to bfloat16"):
+        fast.check_eight(build(norm="peri"))
+    with pytest.raises(InputError, match="multiples of 16"):
+        fast.check_eight(build(dim=8, heads=1, mlp_mult=8, gate_window=4))
+    capability[:] = 8, 6
+    with pytest.raises(InputError, match=r"capability 8\.9"):
+        fast.check_eight(build())
+
+
 def test_a_cpu_goes_without_and_says_so():
     model = build()
     with pytest.warns(UserWarning, match="need a GPU"):

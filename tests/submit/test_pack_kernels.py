@@ -4,7 +4,8 @@ import ast
 import builtins
 from pathlib import Path
 
-from pgolf.submit.pack_code import program_text
+from pgolf.sections import load_sections
+from pgolf.submit.pack_code import ENTRY, optional_modules, program_sources, program_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +25,17 @@ def double(values):
         _double[(1,)](values, len(values), 64)
 """
 MAIN = "from prog.kernel import double\ndef main(params):\n    double(params['values'])\n"
+
+
+def test_kernels_ship_with_a_model_that_has_neither_gates_nor_lanes() -> None:
+    params = load_sections(ROOT / "params.yaml").resolved()
+    params["model"] |= {"attn_gate": "none", "parallel": "none"}
+    params["train"] |= {"kernels": "triton"}
+    left_out = optional_modules(params)
+    assert {"pgolf.model.gates", "pgolf.model.lanes"} <= left_out
+    shipped = program_sources(ENTRY, ROOT, left_out)
+    assert "pgolf/train/fused_model.py" in shipped
+    assert "pgolf/model/lanes.py" not in shipped
 
 
 def test_arguments_of_a_kernel_have_no_copies() -> None:

@@ -5,11 +5,11 @@ import contextlib
 import pytest
 import torch
 import torch._dynamo.testing
+from random_model import random_model
 
 from pgolf.model import blocks
 from pgolf.model.attention import Segments, attend
 from pgolf.model.config import ModelConfig
-from pgolf.model.gpt import GPT
 from pgolf.train.compiled import compile_model, plain_model
 from pgolf.train.openings import openings
 
@@ -28,13 +28,7 @@ def lanes(layers):
 
 
 def build(config):
-    torch.manual_seed(0)
-    model = GPT(config, VOCAB)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    model.prepare(LENGTH)
-    return model
+    return random_model(config, VOCAB, LENGTH)
 
 
 def batch(segments=3):

@@ -4,12 +4,15 @@ import dataclasses
 
 import pytest
 import torch
+from random_model import random_model
 
 from pgolf.data.batches import Batch
 from pgolf.model.config import ModelConfig
-from pgolf.model.gpt import GPT
 from pgolf.train.config import TrainConfig
+from pgolf.train.exchange import Exchange
 from pgolf.train.gradients import LocalClip, selective_mean
+from pgolf.train.norms import clip_globally
+from pgolf.train.run import cast_embedding
 from pgolf.train.schedule import settings
 from pgolf.train.trainer import Trainer
 
@@ -22,13 +25,7 @@ CONFIG = TrainConfig(steps=4, seconds=None, seq_len=LENGTH, micro_tokens=2 * LEN
 
 
 def trainer(**changes):
-    torch.manual_seed(0)
-    model = GPT(MODEL, VOCAB)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    model.prepare(LENGTH)
-    return Trainer(model, dataclasses.replace(CONFIG, **changes))
+    return Trainer(random_model(MODEL, VOCAB, LENGTH, 0.2), dataclasses.replace(CONFIG, **changes))
 
 
 def batches(count=3):
@@ -72,6 +69,23 @@ def test_local_and_global_agree_on_one_part_and_differ_on_several():
                 torch.nn.utils.clip_grad_norm_(t.model.parameters(), 0.5)
             results.append(torch.cat([p.grad.flatten() for p in t.model.parameters()]))
         assert torch.allclose(*results, rtol=1e-4, atol=1e-7) == same
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_gradients_are_clipped_by_one_factor_whatever_their_type(shared):
+    """Near one that bfloat16 would round by 2e-3."""
+    t = trainer()
+    cast_embedding(t.model, torch.bfloat16)
+    t.backward(iter(batches()), settings(t.config, 0, 0.5))
+    embedding, grads = t.model.tok_emb.weight.grad, [p.grad for p in t.model.parameters() if p.grad is not None]
+    limit, share = 0.752 * norm(grads), norm([embedding]) / norm(grads)
+    if shared:  # as if several processes had added them up
+        t.exchange = Exchange(t.muon, [p for group in t.adam.param_groups for p in group["params"]])
+        t.muon.own = {key: torch.stack([p.grad for p in stack]) for key, stack in t.muon.stacks.items()}
+        grads = [p.grad for p in t.exchange.others if p.grad is not None] + list(t.muon.own.values())
+    clip_globally(t, limit)
+    assert norm(grads) == pytest.approx(limit, rel=4e-3)  # the embedding's norm is a bfloat16 number
+    assert norm([embedding]) / norm(grads) == pytest.approx(share, rel=3e-4)
 
 
 def test_an_update_with_local_clipping_does_not_clip_again():

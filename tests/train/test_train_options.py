@@ -3,14 +3,13 @@
 import dataclasses
 import itertools
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from token_shards import token_shards
 
 from pgolf.config import build, to_dict
 from pgolf.data.prefetch import Prefetch
-from pgolf.data.shards import shard_name, write_shard
 from pgolf.data.shuffled_rows import ShuffledRows
 from pgolf.data.streams import Dealt, InTurn
 from pgolf.errors import InputError
@@ -42,13 +41,7 @@ class Stop(Exception):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    folder, rng, paths = tmp_path_factory.mktemp("shards"), np.random.default_rng(0), []
-    for index in range(3):
-        tokens = rng.integers(2, VOCAB, 700)
-        tokens[::13] = 1
-        paths.append(folder / shard_name("train", index))
-        write_shard(paths[-1], tokens)
-    return paths
+    return token_shards(tmp_path_factory.mktemp("shards"), VOCAB, 700, 700, 700)
 
 
 def train(shards, config, **options):

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch._dynamo.testing
+from random_model import random_model
 
 from pgolf.data.batches import Batch
 from pgolf.model.config import ModelConfig
-from pgolf.model.gpt import GPT
 from pgolf.preflight import preflight
 from pgolf.train.config import QatConfig, TrainConfig
 from pgolf.train.loop import train
@@ -30,13 +30,7 @@ CONFIG = TrainConfig(
 
 
 def trainer(config=CONFIG):
-    torch.manual_seed(0)
-    model = GPT(MODEL, VOCAB)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    model.prepare(LENGTH)
-    return Trainer(model, config)
+    return Trainer(random_model(MODEL, VOCAB, LENGTH), config)
 
 
 def stream():

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from token_shards import token_shards
 
 from pgolf import ranks
-from pgolf.data.shards import shard_name, write_shard
 from pgolf.errors import InputError
 from pgolf.model.config import ModelConfig
 from pgolf.train import muon
+from pgolf.train import run as run_module
 from pgolf.train.checkpoint import Checkpoints
 from pgolf.train.config import CurriculumConfig, FinishConfig, LateConfig, MuonConfig, TrainConfig
 from pgolf.train.loop import train
@@ -38,14 +39,6 @@ CONFIGS = {
     ),
 }
 WORLDS = (2, 4)
-
-
-def shards(folder):
-    tokens = np.random.default_rng(0).integers(2, VOCAB, 4000)
-    tokens[::29] = 1
-    path = folder / shard_name("train", 0)
-    write_shard(path, tokens)
-    return [path]
 
 
 def run(files, config, checkpoints, resume=None):
@@ -100,12 +93,21 @@ def contiguous(collective):
     return checked
 
 
+def rounded_otherwise(model):
+    """As on a machine of another kind."""
+    if ranks.rank():
+        for parameter in model.parameters():
+            parameter.data.mul_(1.01)
+    return model
+
+
 def work(rank, world, files, folder, results):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
     torch.set_num_threads(1)
     muon._reduce_scatter, muon._all_gather, dist.all_reduce = map(
         contiguous, (muon._reduce_scatter, muon._all_gather, dist.all_reduce)
     )
+    run_module.build_model = lambda *arguments: rounded_otherwise(build_model(*arguments))
     found = everything(files, folder)
     if rank == 1:
         Checkpoints(folder, {"config": "global"}).clear()  # only this node's folder, as it were
@@ -119,7 +121,7 @@ def work(rank, world, files, folder, results):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
-    return everything(shards(folder), folder)
+    return everything(token_shards(folder, VOCAB, 4000, document=29), folder)
 
 
 @pytest.fixture(scope="module", params=WORLDS)
@@ -128,7 +130,7 @@ def together(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("together")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._dynamo", "pgolf.train.run"])  # slow to import
-    files, results = shards(folder), context.SimpleQueue()
+    files, results = token_shards(folder, VOCAB, 4000, document=29), context.SimpleQueue()
     processes = [
         context.Process(target=work, args=(rank, request.param, files, folder, results), daemon=True)
         for rank in range(request.param)
@@ -173,4 +175,4 @@ def test_the_number_of_processes_divides_every_step(tmp_path, monkeypatch):
     assert largest_world(dataclasses.replace(CONFIG, finish=FinishConfig(replay_batches=2))) == 1
     monkeypatch.setattr(ranks, "world", lambda: 3)
     with pytest.raises(InputError, match=r"3 processes cannot share out .* divides 4"):
-        run_training(MODEL, CONFIG, VOCAB, shards(tmp_path), CPU, torch.float32)
+        run_training(MODEL, CONFIG, VOCAB, token_shards(tmp_path, VOCAB, 4000, document=29), CPU, torch.float32)

@@ -2,12 +2,11 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
+from token_shards import token_shards
 
 from pgolf.data.batches import Batch
-from pgolf.data.shards import shard_name, write_shard
 from pgolf.errors import InputError
 from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import GPT
@@ -144,22 +143,11 @@ def test_a_resumed_clock_past_the_budget_ends_at_once(tmp_path):
             assert torch.equal(state[name.replace("ema.", "model.", 1)], tensor)
 
 
-def shards(folder):
-    rng = np.random.default_rng(0)
-    paths = []
-    for index in range(2):
-        tokens = rng.integers(2, VOCAB, 400)
-        tokens[::13] = 1
-        paths.append(folder / shard_name("train", index))
-        write_shard(paths[-1], tokens)
-    return paths
-
-
 @pytest.mark.parametrize("batches", ["rows", "packed"])
 def test_run_training_resumes_with_its_loader(tmp_path, batches):
     """From shards to weights: the loader is fast-forwarded and the clock goes on."""
     config = dataclasses.replace(CONFIG, batches=batches, checkpoint_seconds=1e-9)
-    common = (MODEL, config, VOCAB, shards(tmp_path), torch.device("cpu"), torch.float32)
+    common = (MODEL, config, VOCAB, token_shards(tmp_path, VOCAB, 400, 400), torch.device("cpu"), torch.float32)
     whole = run_training(*common)
     assert whole.trained.steps == STEPS
     assert whole.trained.seconds > 0
@@ -183,7 +171,7 @@ def test_run_training_resumes_with_its_loader(tmp_path, batches):
 
 
 def test_run_training_depends_on_the_seed_alone(tmp_path):
-    files = shards(tmp_path)
+    files = token_shards(tmp_path, VOCAB, 400, 400)
     results = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed + len(results))  # what the process drew before must not matter
