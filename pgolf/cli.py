@@ -13,6 +13,7 @@ from pgolf.bench.train_command import bench_agree, bench_train
 from pgolf.console import console, handled, table
 from pgolf.doctor import doctor
 from pgolf.errors import InputError
+from pgolf.lab.cache_command import sweep_cache
 from pgolf.lab.command import diagnose, sweep_quantize
 from pgolf.lab.evaluate_command import sweep_evaluate
 from pgolf.lab.prequant_command import prequant
@@ -79,6 +80,7 @@ sweep.command("train")(handled(sweep_train))
 sweep.command("quantize")(handled(sweep_quantize))
 sweep.command("evaluate")(handled(sweep_evaluate))
 sweep.command("temperature")(handled(sweep_temperature))
+sweep.command("cache")(handled(sweep_cache))
 bench.command("train")(handled(bench_train))
 bench.command("agree")(handled(bench_agree))
 

@@ -55,7 +55,7 @@ def evaluate(params: Path = paths.PARAMS) -> None:
     losses = {"losses": result.losses, "plain_losses": compared.plain_losses, "unadapted": compared.unadapted_losses}
     artifacts.save(
         paths.LOSSES,
-        {name: torch.from_numpy(found) for name, found in losses.items() if found is not None}
+        {name: torch.tensor(found) for name, found in losses.items() if found is not None}  # copies: two may be one
         | {"updates": as_table(result.updates)},
         schema="pgolf.losses",
         stage="evaluate",

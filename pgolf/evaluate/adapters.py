@@ -41,7 +41,6 @@ class Adapters:
         self.config, self.dtype = config, model.dtype
         self.shapes, device = shapes(model, config.maps), model.tok_emb.weight.device
         self.visits = model.config.stack_runs * model.layers
-        self.shared: list[Tensor] | None = None
         self.fresh = True
         r = config.rank
         sizes = [size for n, inputs, outputs in self.shapes.values() for size in ((n, r, inputs), (n, outputs, r))]
@@ -51,10 +50,7 @@ class Adapters:
         self.second = [] if config.optimizer == "normalized" else [torch.zeros_like(weight) for weight in self.weights]
 
     def reset(self, seed: int) -> None:
-        """Before a batch: B and the moments to zero; A is drawn with this seed, or kept with `warm_start`.
-
-        With `carry`, A and B are set to the shared ones, A of which is drawn once for all rows.
-        """
+        """Before a batch: B and the moments to zero; A is drawn with this seed, or kept with `warm_start`."""
         for tensor in [*self.weights[1::2], *(self.first or []), *self.second]:
             tensor.zero_()
         if self.fresh or not self.config.warm_start:
@@ -63,11 +59,6 @@ class Adapters:
                 bound = 1 / math.sqrt(inputs)
                 weight.uniform_(-bound, bound, generator=generator)
         self.fresh = False
-        if self.config.carry:
-            if self.shared is None:
-                self.shared = [weight[0].clone() for weight in self.weights]
-            for weight, shared in zip(self.weights, self.shared, strict=True):
-                weight.copy_(shared)
 
     def leaves(self, rows: slice) -> list[Tensor]:
         """The weights of some rows, as tensors to take gradients of."""
@@ -93,13 +84,6 @@ class Adapters:
                 continue
             first = self.first[index][rows] if self.first else None
             adamw(self.weights[index][rows], gradient, first, self.second[index][rows], number, self.config)
-
-    def end(self) -> None:
-        """After a batch, whose documents are all scored: move what is shared towards the mean of its rows (as in
-        Reptile, Nichol et al. 2018).
-        """
-        for weight, shared in zip(self.weights, self.shared or (), strict=self.shared is not None):
-            shared.lerp_(weight.mean(0), self.config.carry)
 
     def decay(self, row: int, steps: int) -> None:
         """What steps without gradient do to A of a row whose document has ended: only the weight decay."""

@@ -25,8 +25,7 @@ from pgolf.evaluate.adapters import Adapters
 from pgolf.evaluate.config import EvaluateConfig, LoRAConfig
 from pgolf.evaluate.documents import Documents
 from pgolf.evaluate.journal import Journal
-from pgolf.evaluate.lora_ttt import Chunk, Text, charge
-from pgolf.evaluate.pace import Pace
+from pgolf.evaluate.lora_ttt import Chunk, Steady, Text, charge
 from pgolf.model.gpt import GPT
 from pgolf.model.visit import Visit
 
@@ -49,7 +48,7 @@ def cached_passes(longest: int, settings: LoRAConfig) -> int:
 
 
 def cached_batch(
-    model: GPT, text: Text, batch: Documents, adapters: Adapters, config: EvaluateConfig, journal: Journal, pace: Pace
+    model: GPT, text: Text, batch: Documents, adapters: Adapters, config: EvaluateConfig, journal: Journal, pace: Steady
 ) -> None:
     """Score the documents of a batch, by ascending length, and adapt to each."""
     length, stride, rows = config.seq_len, config.stride, len(batch.targets)

@@ -130,6 +130,24 @@ class PhasesConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CacheConfig:
+    """A cache of the document's own states (Grave, Joulin, Usunier 2017); constants belong to a model, and come from
+    training text: `pgolf sweep cache` finds them."""
+
+    sharpness: float = 0.0
+    """How fast the weight of a state falls with its distance, theta; 0: no cache."""
+    gate: float = 0.36
+    """How much the share of the cache rises with the weight that it found, a."""
+    bias: float = -3.2
+    """The share of the cache, b, as a logit, where one state is the same."""
+
+    def __post_init__(self) -> None:
+        for name in ("sharpness", "gate"):
+            if getattr(self, name) < 0:
+                raise InputError(f"`{name}` is {getattr(self, name)}; it must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
     """Defaults are the record lineage's sliding evaluation."""
 
@@ -160,6 +178,9 @@ class EvaluateConfig:
     temperature: float = 1.0
     """Logits are divided by it in every score. Legal where it was found on training text, as `pgolf sweep temperature`
     does; PR 401's author picked one on validation text, which leaks."""
+    cache: CacheConfig = CacheConfig()
+    """What followed similar states in the same document, mixed into every score but the plain one; with every `ttt` but
+    `chunk`."""
     measure_gain: bool = True
     """With `ttt`: score the same windows once more unadapted, off the evaluation clock, to report `ttt_gain_bpb`."""
     subset_targets: int | None = None
@@ -179,16 +200,24 @@ class EvaluateConfig:
             raise InputError(f"`temperature` is {self.temperature}; it must be greater than 0")
         if self.seconds is not None and self.seconds <= 0:
             raise InputError(f"`seconds` is {self.seconds}; it must be greater than 0, or null")
-        if self.ttt in ("lora", "phased", "cached"):
+        if self.ttt in ("lora", "phased", "cached") or self.cache.sharpness:
             self._check_documents()
         if self.ttt in ("chunk", "phased") and self.chunk.chunk_tokens < self.seq_len:
             raise InputError(
                 f"`chunk.chunk_tokens` {self.chunk.chunk_tokens} must hold at least one row of `seq_len` {self.seq_len}"
             )
 
+    @property
+    def adapts(self) -> bool:
+        """Whether scores differ from those of windows alone."""
+        return self.ttt != "none" or self.cache.sharpness > 0
+
     def _check_documents(self) -> None:
         if not self.isolate_documents:
-            raise InputError(f"`ttt: {self.ttt}` adapts to documents: set `isolate_documents: true`")
+            what = f"ttt: {self.ttt}" if self.ttt != "none" else "cache"
+            raise InputError(f"`{what}` adapts to documents: set `isolate_documents: true`")
+        if self.cache.sharpness and self.ttt == "chunk":
+            raise InputError("`cache` wants whole documents, `ttt: chunk` scores parts: set `cache.sharpness` to 0")
         if self.lora.chunk_tokens > self.seq_len:
             raise InputError(
                 f"`lora.chunk_tokens` {self.lora.chunk_tokens} must be at most the context, `seq_len` {self.seq_len}"

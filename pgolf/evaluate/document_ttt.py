@@ -4,6 +4,7 @@
 that are scored: those of the batches so far by ascending length, cut to the boundary, which leaves out the longest.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -26,22 +27,27 @@ from pgolf.evaluate.documents import (
     share_out,
 )
 from pgolf.evaluate.journal import Journal
-from pgolf.evaluate.lora_ttt import Text, lora_batch, passes
-from pgolf.evaluate.pace import Pace
+from pgolf.evaluate.lora_ttt import Steady, Text, lora_batch, passes
+from pgolf.evaluate.precision import precise
 from pgolf.evaluate.score import BOS, Scored, finite, on_device
 from pgolf.evaluate.updates import Update
 from pgolf.evaluate.weights import borrowed, frozen
 from pgolf.model.gpt import GPT
 
-Batch = Callable[[GPT, Text, Documents, Adapters, EvaluateConfig, Journal, Pace], None]
+Batch = Callable[[GPT, Text, Documents, Adapters, EvaluateConfig, Journal, Steady], None]
 """Scores a batch of documents and adapts to each."""
 
 
 def document_ttt(
-    model: GPT, tokens: NDArray[np.uint16], config: EvaluateConfig, report: Scored = lambda *done: None
+    model: GPT,
+    tokens: NDArray[np.uint16],
+    config: EvaluateConfig,
+    report: Scored = lambda *done: None,
+    forecast: bool = False,
 ) -> tuple[NDArray[np.float32], list[Update]]:
     """Loss of every target [n - 1], nats, of a stream [n], and what was learned when; the model is unchanged.
 
+    `forecast`: reports say how many seconds are left also where `config` has no budget.
     Updates count targets in the order in which they were scored: see `pgolf.evaluate.journal`.
     """
     adapt: Batch = lora_batch
@@ -55,27 +61,43 @@ def document_ttt(
     ends = plan_phases([len(batch) for batch in queue], limits, config.phases.ranks)
     shares = _shares(queue, ends, documents, config)
     text, journal = Text(*on_device(tokens, model.tok_emb.weight.device)), Journal()
-    work = sum(_cost(documents, queue[i], config) for share in shares for i in share)
-    pace = Pace(config.seconds, work, config.seq_len // config.lora.chunk_tokens, lambda: clock.seconds("ttt"))
+    if config.cache.sharpness:
+        from pgolf.evaluate.neural_cache import consult, room
+
+        text = text._replace(states=room(model, text.tokens))
+    pace = Steady()
+    if config.seconds or forecast:
+        from pgolf.evaluate.pace import Pace
+
+        work = sum(_cost(documents, queue[i], config) for share in shares for i in share)
+        pace = Pace(config.seconds, work, config.seq_len // config.lora.chunk_tokens, lambda: clock.seconds("ttt"))
     done, mine = 0, sum(len(queue[i]) for share in shares for i in share)
     model.prepare(config.seq_len)
     parameters, device = list(model.parameters()), model.tok_emb.weight.device
     backend = back_end(config, device)
-    with clock.phase("ttt"), borrowed(parameters):
+    exact = contextlib.nullcontext() if config.ttt == "cached" else precise(model, config.seq_len)
+    with clock.phase("ttt"), borrowed(parameters), exact:
         for phase, share in enumerate(shares):
-            sets: dict[int, Adapters] = {}
+            sets, carry = dict[int, Adapters](), None
+            if config.lora.carry:
+                from pgolf.evaluate.carry import Carry
+
+                carry = Carry(config.lora.carry)
             for index in share:
                 batch = documents.take(queue[index])
                 size = len(batch.start)
                 if size not in sets:
-                    others = next(iter(sets.values()), None)
                     sets[size] = Adapters(model, config.lora, size)
-                    sets[size].shared = others.shared if others else None
                 sets[size].reset(index)
+                if carry:
+                    carry.begin(sets[size])
                 alone = size == 1  # which torch.compile would make graphs of its own for
                 with frozen(parameters), compiled(model, None if alone else backend):
                     adapt(model, text, batch, sets[size], config, journal, pace)
-                    sets[size].end()
+                if carry:
+                    carry.end(sets[size])
+                if text.states is not None:
+                    consult(text.tokens, text.losses, text.states, batch, config.cache)
                 places, done = batch.places(), done + size
                 report(text.losses[torch.from_numpy(places)].cpu().numpy(), places, pace.remark, done, mine)
             parts, steps = ranks.collect(journal.part()), 0

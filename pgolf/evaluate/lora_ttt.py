@@ -21,7 +21,6 @@ from pgolf.evaluate.adapters import Adapters
 from pgolf.evaluate.config import EvaluateConfig
 from pgolf.evaluate.documents import Documents, Ints
 from pgolf.evaluate.journal import Journal
-from pgolf.evaluate.pace import Pace
 from pgolf.model.gpt import GPT
 from pgolf.model.visit import Visit
 
@@ -31,6 +30,18 @@ class Text(NamedTuple):
 
     tokens: Tensor
     losses: Tensor
+    states: Tensor | None = None
+    """Where a cache is used, the final states [n, d] that predicted them."""
+
+
+class Steady:
+    """A pace without a budget: the plan as it is. `pgolf.evaluate.pace` has one that keeps to seconds."""
+
+    factor, learning, remark = 1, True, ""
+    """How many times as long chunks are, whether steps are taken, what there is to say."""
+
+    def did(self, planned: float, actual: float) -> None:
+        """A pass of `actual` tokens did what was planned to take `planned`."""
 
 
 class Chunk(NamedTuple):
@@ -53,7 +64,7 @@ def passes(targets: Ints, chunk: int, length: int) -> int:
 
 
 def lora_batch(
-    model: GPT, text: Text, batch: Documents, adapters: Adapters, config: EvaluateConfig, journal: Journal, pace: Pace
+    model: GPT, text: Text, batch: Documents, adapters: Adapters, config: EvaluateConfig, journal: Journal, pace: Steady
 ) -> None:
     """Score the documents of a batch, by ascending length, and adapt to each."""
     length, rows = config.seq_len, len(batch.targets)
@@ -123,4 +134,6 @@ def charge(model: GPT, text: Text, chunk: Chunk, hidden: Tensor, head: Visit, en
     scratch = len(text.losses) - 1
     losses = model.surprise(hidden, text.tokens[(place + 1).where(counts, 0)].long(), head)
     text.losses[place.where(counts, scratch)] = losses.detach()
+    if text.states is not None:
+        text.states[place.where(counts, scratch)] = hidden.detach()
     return losses.where(counts, 0)

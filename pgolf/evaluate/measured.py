@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pgolf.config import to_dict
 from pgolf.evaluate.config import EvaluateConfig
 from pgolf.evaluate.documents import find_documents
 from pgolf.evaluate.run import Evaluation, References
@@ -51,7 +52,7 @@ def metrics(
     """The numbers of an evaluation; `seconds`: evaluation clock, on so many GPUs (or processes)."""
     score, plain, unadapted = result.score, compared.plain, compared.unadapted
     rate = score.tokens / seconds / gpus
-    found = {
+    found: dict[str, Any] = {
         "val_bpb": score.bpb,
         "val_loss": score.loss,
         "val_bpb_raw": score.loss * score.tokens / math.log(2) / raw_bytes if raw_bytes else "unavailable",
@@ -67,4 +68,7 @@ def metrics(
     }
     if config.temperature != 1:
         found["temperature_legality"] = "legal if found on training text, as `pgolf sweep temperature` does"
+    if config.cache.sharpness:
+        found["cache"] = to_dict(config.cache)
+        found["cache_legality"] = "legal if its constants were found on training text, as `pgolf sweep cache` does"
     return found | subset_scores("quantized", compared.plain_losses, token_bytes[1:], config.subset_targets)

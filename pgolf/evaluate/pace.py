@@ -8,6 +8,8 @@ early comes back. Every target is scored in any case.
 
 from collections.abc import Callable
 
+from pgolf.evaluate.lora_ttt import Steady
+
 MARGIN = 1.05
 """The forecast times this must fit."""
 FIRST = 4
@@ -16,7 +18,7 @@ SHARE = 0.02
 """Of the budget, measured before anything is given up: the first chunks of documents are short and slow."""
 
 
-class Pace:
+class Pace(Steady):
     """Work done and seconds used by one rank."""
 
     def __init__(self, budget: float | None, work: float, most: int, seconds: Callable[[], float]) -> None:
@@ -62,7 +64,7 @@ class Pace:
         return self.left * MARGIN <= max(remaining, 0.0)
 
     @property
-    def remark(self) -> str:
+    def remark(self) -> str:  # type: ignore[override]
         """Seconds left, and what became of the plan."""
         parts = [] if self.left is None else [f"{self.left:.0f} s left"]
         if self.longest > 1:

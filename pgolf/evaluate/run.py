@@ -75,10 +75,10 @@ def evaluate(
     token_bytes: NDArray[np.integer],
     config: EvaluateConfig,
     report: Progress = lambda phase, done, total: None,
-    now: Seconds = lambda: math.nan,
+    now: Seconds | None = None,
 ) -> Evaluation:
     """Score a stream [n] with the bytes charged to each token [n]; every target counts exactly once."""
-    if config.ttt == "none":
+    if not config.adapts:
         losses = _unadapted(model, tokens, config, config.stride, report)
         return Evaluation(summarize(losses, token_bytes[1:]), losses, [])
     with _at_temperature(model, config):
@@ -92,10 +92,14 @@ def _adapted(
     token_bytes: NDArray[np.integer],
     config: EvaluateConfig,
     report: Progress,
-    now: Seconds,
+    now: Seconds | None,
 ) -> tuple[NDArray[np.float32], list[Update], NDArray[np.float32]]:
-    """Losses with test-time training, its updates, and when each target was scored."""
+    """Losses with test-time training or a cache, its updates, and when each target was scored."""
     seconds = np.full(len(tokens) - 1, np.nan, dtype=np.float32)
+    if config.ttt == "none":
+        from pgolf.evaluate.neural_cache import window_losses
+
+        return window_losses(model, tokens, config, lambda done, total: report("cache", done, total)), [], seconds
     unit = "chunk" if config.ttt == "chunk" else "document"
     scored = _running(f"{config.ttt} {unit}", token_bytes[1:], report, seconds, now)
     if config.ttt == "chunk":
@@ -105,7 +109,7 @@ def _adapted(
         return losses, updates, seconds
     from pgolf.evaluate.document_ttt import document_ttt
 
-    losses, updates = document_ttt(model, tokens, config, scored)
+    losses, updates = document_ttt(model, tokens, config, scored, forecast=now is not None)
     return losses, updates, np.fmax.reduce(ranks.collect(seconds))  # each rank scored other documents
 
 
@@ -120,18 +124,18 @@ def references(
     """What to compare `result` with; passes that would repeat it are skipped."""
 
     def losses(stride: int) -> NDArray[np.float32]:
-        if config.ttt == "none" and stride == config.stride:
+        if not config.adapts and stride == config.stride:
             return result.losses
         return _unadapted(model, tokens, config, stride, report)
 
     plain_losses = losses(config.seq_len)
     unadapted = plain = summarize(plain_losses, token_bytes[1:])
     if config.stride < config.seq_len:
-        if config.ttt != "none" and not config.measure_gain:
+        if config.adapts and not config.measure_gain:
             return References(plain, None, plain_losses)
         unadapted = summarize(found := losses(config.stride), token_bytes[1:])
-        return References(plain, unadapted, plain_losses, None if config.ttt == "none" else found)
-    return References(plain, unadapted, plain_losses, None if config.ttt == "none" else plain_losses)
+        return References(plain, unadapted, plain_losses, found if config.adapts else None)
+    return References(plain, unadapted, plain_losses, plain_losses if config.adapts else None)
 
 
 def _unadapted(
@@ -145,16 +149,17 @@ def _unadapted(
 
 
 def _running(
-    what: str, target_bytes: NDArray[np.integer], report: Progress, seconds: NDArray[np.float32], now: Seconds
+    what: str, target_bytes: NDArray[np.integer], report: Progress, seconds: NDArray[np.float32], now: Seconds | None
 ) -> Scored:
     """A report per batch that says the BPB so far, of this rank, and notes when each target was scored."""
     bits, text = 0.0, 0
 
     def scored(losses: NDArray[np.float32], places: Places, remark: str, done: int, total: int) -> None:
         nonlocal bits, text
-        bits += float(losses.sum(dtype=np.float64)) / np.log(2)
+        bits += float(losses.sum(dtype=np.float64)) / math.log(2)
         text += int(target_bytes[places].sum(dtype=np.int64))
-        seconds[places] = now()
+        if now:
+            seconds[places] = now()
         kind, _, unit = what.partition(" ")
         parts = [f"{kind} TTT", f"{bits / max(text, 1):.4f} BPB", remark, unit]
         report(", ".join(part for part in parts if part), done, total)

@@ -115,8 +115,10 @@ def score_windows(
     batch_tokens: int,
     losses: Tensor,
     report: Callable[[int, int], None] = lambda done, total: None,
+    states: Tensor | None = None,
 ) -> None:
-    """Write the loss of every target that `windows` score into its place in `losses` [n], of a stream [n].
+    """Write the loss of every target that `windows` score into its place in `losses` [n], of a stream [n], and the
+    final state that predicts it into `states` [n, d] where those are asked for.
 
     Both come from `on_device`, and the host never waits for the device, so `report` may run a little ahead of it.
     Rows of one batch are padded on the right to the longest, which causal attention cannot see.
@@ -138,6 +140,9 @@ def score_windows(
         place = place.where(inside, 0)
         ids, targets = stream[place].where(inside, 0), stream[place + 1].where(inside, 0)
         counts = inside & (place >= first[rows])
-        losses[place.where(counts, scratch)] = model.losses(ids.long(), targets.long())
+        hidden, place = model.hidden(ids.long()), place.where(counts, scratch)
+        losses[place] = model.surprise(hidden, targets.long())
+        if states is not None:
+            states[place] = hidden
         position = rows.stop
         report(int(scored[position - 1]), len(losses) - 1)

@@ -13,8 +13,8 @@ from pgolf.evaluate.compiled import Backend, compiled
 from pgolf.evaluate.config import EvaluateConfig
 from pgolf.evaluate.documents import find_documents
 from pgolf.evaluate.journal import Journal
-from pgolf.evaluate.lora_ttt import Text, lora_batch
-from pgolf.evaluate.pace import Pace
+from pgolf.evaluate.lora_ttt import Steady, Text, lora_batch
+from pgolf.evaluate.precision import precise
 from pgolf.evaluate.score import BOS, on_device
 from pgolf.evaluate.weights import borrowed, frozen
 from pgolf.model.gpt import GPT
@@ -33,14 +33,14 @@ def compile_adaptation(model: GPT, config: EvaluateConfig, backend: Backend) -> 
     tokens[::length] = BOS
     halves = replace(config.lora, chunk_tokens=-(-length // 2))
     small = replace(config, lora=halves, chunk=replace(config.chunk, chunk_tokens=length, max_train_chunks=1))
-    documents, adapters = find_documents(tokens, BOS), Adapters(model, halves, ROWS)
-    adapters.reset(0)
+    documents, text = find_documents(tokens, BOS), Text(*on_device(tokens, model.tok_emb.weight.device))
     model.prepare(length)
-    text = Text(*on_device(tokens, model.tok_emb.weight.device))
-    with frozen(parameters), compiled(model, backend):
-        lora_batch(model, text, documents, adapters, small, Journal(), Pace(None, 0, 1, lambda: 0.0))
-    if config.ttt == "phased":
-        from pgolf.evaluate.shared_ttt import learn_shared
+    with borrowed(parameters), precise(model, length):
+        adapters = Adapters(model, halves, ROWS)
+        adapters.reset(0)
+        with frozen(parameters), compiled(model, backend):
+            lora_batch(model, text, documents, adapters, small, Journal(), Steady())
+        if config.ttt == "phased":
+            from pgolf.evaluate.shared_ttt import learn_shared
 
-        with borrowed(parameters):
             learn_shared(model, tokens, documents, small)

@@ -44,6 +44,7 @@ VARLEN_OPTIONS = frozenset(inspect.signature(varlen_attn).parameters) if varlen_
 """torch 2.11 says `is_causal` and has no grouped heads; from 2.12 a window of (-1, 0) is causal."""
 
 _forced: str | None = None
+_rounded = False
 
 
 class Segments(NamedTuple):
@@ -90,6 +91,17 @@ def using(name: str) -> Iterator[None]:
         _forced = before
 
 
+@contextlib.contextmanager
+def rounded() -> Iterator[None]:
+    """Attention of float32 in bfloat16, for which alone there are fast kernels."""
+    global _rounded
+    _rounded = True
+    try:
+        yield
+    finally:
+        _rounded = False
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None) -> Tensor:
     """Causal grouped-query attention.
 
@@ -100,6 +112,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None) ->
     Returns:
         [B, T, H, D] in the dtype of q.
     """
+    if _rounded and q.dtype == torch.float32:
+        return attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), segments).float()
     name = backend(q.device, q.dtype, q.size(-1), segments is not None)
     return _dense(name, q, k, v) if segments is None else _packed(name, q, k, v, segments)
 

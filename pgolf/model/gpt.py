@@ -155,7 +155,7 @@ class GPT(nn.Module):
     def prepare(self, length: int) -> None:
         """Fill the rotary tables for rows of up to `length` tokens, and the scales (outside a compiled graph)."""
         device = self.tok_emb.weight.device
-        if self._cos.size(0) < length or self._cos.device != device:
+        if self._cos.size(0) < length or self._cos.device != device or self._cos.dtype != self.dtype:
             depth = torch.arange(1, self.config.layers + 1, device=device)
             self._scales = depth.rsqrt() if self.config.ln_scale else torch.ones_like(depth).float()
             cos, sin = rotary_tables(length, inverse_frequencies(self.config, device))

@@ -24,6 +24,7 @@ from pgolf.audit.probes import intervals
 from pgolf.config import build
 from pgolf.errors import InputError
 from pgolf.evaluate.adapters import Adapters, shapes
+from pgolf.evaluate.carry import Carry
 from pgolf.evaluate.config import ChunkTTTConfig, EvaluateConfig, LoRAConfig, PhasesConfig
 from pgolf.evaluate.document_ttt import document_ttt
 from pgolf.evaluate.documents import find_documents, plan_batches
@@ -200,14 +201,17 @@ def test_warm_start_carries_only_a_and_its_decay(model):
 def test_what_is_shared_moves_to_the_mean_of_a_batch(model, tokens, ttt):
     config = settings_of(ttt, carry=0.25, documents=6, stride=8)
     adapters = Adapters(model, config.lora, 6)
+    carry = Carry(config.lora.carry)
     adapters.reset(0)
+    carry.begin(adapters)
     assert all(torch.equal(weight, weight[:1].expand_as(weight)) for weight in adapters.weights)
     before = [weight[0].clone() for weight in adapters.weights]
     for weight in adapters.weights:
         weight.normal_()
     ends = [weight.clone() for weight in adapters.weights]
-    adapters.end()
+    carry.end(adapters)
     adapters.reset(1)
+    carry.begin(adapters)
     for weight, start, end in zip(adapters.weights, before, ends, strict=True):
         torch.testing.assert_close(weight, (0.75 * start + 0.25 * end.mean(0)).expand_as(weight))
     # one batch: nothing to start from. Two: the second, of short documents, starts where the first ended.

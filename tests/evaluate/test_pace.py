@@ -109,7 +109,12 @@ def test_work_is_what_the_model_reads(monkeypatch):
             super().did(*work)
             rests.append(self.rest)
 
-    monkeypatch.setattr(module, "Pace", Watched)
-    module.document_ttt(model, tokens, settings_of(documents=1))
+    monkeypatch.setattr("pgolf.evaluate.pace.Pace", Watched)
+    remarks = []
+    module.document_ttt(model, tokens, settings_of(documents=1), lambda *done: remarks.append(done[2]), forecast=True)
     assert planned == [passes(find_documents(tokens, 1).targets, 4, 16)]
     assert abs(rests[-1]) <= 3 * 4  # last chunks are short
+    assert any("s left" in remark for remark in remarks)
+    module.document_ttt(model, tokens, settings_of(documents=1), lambda *done: remarks.append(done[2]))
+    assert len(planned) == 1, "without a budget nobody measures unless asked"
+    assert set(remarks[-3:]) == {""}

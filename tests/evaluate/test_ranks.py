@@ -11,13 +11,13 @@ from document_models import LENGTH, settings_of, stream_of, tiny_model
 
 from pgolf import ranks
 from pgolf.audit.probes import intervals
-from pgolf.evaluate.config import ChunkTTTConfig, PhasesConfig
+from pgolf.evaluate.config import CacheConfig, ChunkTTTConfig, PhasesConfig
 from pgolf.evaluate.journal import Journal, Part
 from pgolf.evaluate.run import evaluate
 from pgolf.evaluate.updates import Update, as_table
 
 TOKENS = stream_of(5, 1, 21, 4, 9, 26, 17)
-FORMS = ("none", "chunk", "lora", "phased", "cached")
+FORMS = ("none", "chunk", "lora", "phased", "cached", "cache")
 
 
 def settings(ttt):
@@ -25,6 +25,8 @@ def settings(ttt):
     phases = PhasesConfig(prefix_documents=4, count=2, ranks=1)
     # a row at a time: one that is packed behind the row before it has a predecessor to smear from
     config = settings_of("lora", chunk=sgd, phases=phases, warm_start=False, batch_tokens=LENGTH)
+    if ttt == "cache":
+        return dataclasses.replace(config, ttt="none", cache=CacheConfig(sharpness=20.0, bias=0.0), stride=8)
     return dataclasses.replace(config, ttt=ttt, stride=8)
 
 
