@@ -13,14 +13,18 @@ from pgolf.errors import InputError
 if TYPE_CHECKING:
     from pgolf.sweep.grid import Grid
 
+CALIBRATION_SEED = "calibrate.seed"
+"""What the `seeds` of a grid of schemes are."""
 MOST_WORKERS = 4
-"""Rows side by side unless told otherwise: each holds the weights of a model several times."""
+"""Processes that encode, unless told otherwise: each loads torch and holds a quantized model."""
 
 
 def sweep_quantize(
-    grid: Annotated[Path, typer.Argument(help="A grid file of `quantize` and `compress` keys: grids/ holds some.")],
+    grid: Annotated[Path, typer.Argument(help="A grid file of `calibrate`, `quantize` and `compress` keys.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the results (default scratch/schemes/GRID).")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Rows side by side (default: cores, at most 4).")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that encode, beside the rest (default: cores, at most 4).")
+    ] = None,
     materialise: Annotated[
         str | None, typer.Option(help="Write this row's values into the parameters instead of running the grid.")
     ] = None,
@@ -32,14 +36,15 @@ def sweep_quantize(
     """Quantize one checkpoint by every scheme of a grid: bytes against bits per byte; finished rows stay."""
     from pgolf.sweep.grid import read_grid
 
-    declared = read_grid(grid)
+    declared = read_grid(grid, CALIBRATION_SEED)
     if materialise is not None:
         _materialise(declared, materialise, params)
         return
     import os
 
     from pgolf.artifacts import write_json
-    from pgolf.lab.schemes import plan_schemes, reference, run_schemes
+    from pgolf.lab.encoding import encoders
+    from pgolf.lab.schemes import Results, plan_schemes, reference, run_schemes
     from pgolf.lab.workbench import open_workbench
     from pgolf.report import plots
     from pgolf.report.front import points_of, sweep_front
@@ -48,18 +53,21 @@ def sweep_quantize(
     bench = open_workbench()
     rows = plan_schemes(declared, params, bench, in_turn)
     folder = out or paths.SCRATCH / "schemes" / declared.name
-    with progress("sweep") as show:
-        before = reference(rows[0], bench, folder)
-        side_by_side = workers or min(MOST_WORKERS, os.cpu_count() or 1)
-        results = run_schemes(rows, bench, folder, side_by_side, show.count("rows"))
-    write_json(folder / "results.json", {"grid": declared.name, **before, "rows": results})
+    before = reference(rows[0], bench, folder)
+    with progress("sweep") as show, encoders(workers or min(MOST_WORKERS, os.cpu_count() or 1)) as pool:
+
+        def report(results: Results) -> None:
+            write_json(folder / "results.json", {"grid": declared.name, **before, "rows": results})
+            show.count("rows")(len(results), len(rows))
+
+        results = run_schemes(rows, bench, folder, pool, report)
     table(f"{declared.name}: {before['prequant_bpb']:.5f} BPB before quantization", *_columns(results, before))
     if points := points_of(results):
         plots.save(sweep_front(points, load_rules().artifact.value), folder / "front.png")
     console.print(str(folder / "results.json"), soft_wrap=True, markup=False)
     if failed := [row for row in results if row["error"]]:
         for row in failed:
-            console.print(f"failed: {row['name']}: {row['error']}", soft_wrap=True, markup=False)
+            console.print(f"failed: {_label(row)}: {row['error']}", soft_wrap=True, markup=False)
         raise typer.Exit(1)
 
 
@@ -120,21 +128,32 @@ def _matrices(lines: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[
 
 
 def _columns(results: list[dict[str, Any]], before: Any) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    """The rows by size; a star marks those on the Pareto front."""
+    """The rows by size, beside the mean of `base` where there is one; a star marks those on the Pareto front."""
     from pgolf.report.front import pareto_front, points_of
 
-    front = {point.label for point in pareto_front(points_of(results))}
+    points = points_of(results)
+    front, means = {point.label for point in pareto_front(points)}, {point.label: point for point in points}
+    base, full = means.get("base"), before["prequant_bpb"]
     done = sorted((row for row in results if not row["error"]), key=lambda row: row["metrics"]["bytes_model"])
     lines = []
     for row in done:
         found = row["metrics"]
-        gap = found["quantized_bpb"] - before["prequant_bpb"]
-        seconds = sum(found[f"{phase}_seconds"] for phase in ("quantize", "compress", "evaluate"))
+        size, gap = found["bytes_model"], found["quantized_bpb"] - full
+        times = (f"{size / base.bytes:.4f}", f"{gap / (base.bpb - full):.3f}") if base else ("", "")
+        seconds = [f"{found[f'{phase}_seconds']:.1f}" for phase in ("quantize", "compress", "evaluate")]
         lines.append(
-            ("*" if row["name"] in front else "", row["name"], found["bytes_model"],
-             f"{found['quantized_bpb']:.5f}", f"{gap:+.5f}", f"{found['weighted_error']:.3e}", f"{seconds:.1f}")
+            ("*" if row["name"] in front else "", _label(row), size, times[0], f"{found['quantized_bpb']:.5f}",
+             f"{gap:+.5f}", times[1], f"{found['weighted_error']:.3e}", *seconds)
         )  # fmt: skip
-    return ("front", "row", "bytes", "BPB", "gap", "weighted error", "seconds"), lines
+    columns = ("front", "row", "bytes", "of base", "BPB", "gap", "of base", "weighted error", "s to quantize",
+               "to encode", "to score")  # fmt: skip
+    keep = [at for at, name in enumerate(columns) if base or name != "of base"]
+    return tuple(columns[at] for at in keep), [tuple(line[at] for at in keep) for line in lines]
+
+
+def _label(row: dict[str, Any]) -> str:
+    """Name and seed."""
+    return str(row["name"]) if row["seed"] is None else f"{row['name']} @{row['seed']}"
 
 
 def _materialise(grid: "Grid", name: str, params: Path) -> None:
@@ -143,10 +162,10 @@ def _materialise(grid: "Grid", name: str, params: Path) -> None:
     from pgolf.presets import apply_preset
     from pgolf.sweep.grid import set_values
 
-    cells = {cell.name: cell for cell in grid.cells()}
+    cells = {cell.label: cell for cell in grid.cells()}
     if name not in cells:
         raise InputError(f"grid `{grid.name}` has no row `{name}`{suggest(name, cells)}")
-    values = {**grid.shared, **cells[name].values}
+    values = grid.values(cells[name])
     apply_preset(params, *grid.presets, also=set_values({}, values))
     options = " ".join(f"-S '{key}={json.dumps(value)}'" for key, value in values.items())
     said = f"{params} holds `{name}` now: dvc exp run. Or, without that:\ndvc exp run {options}"

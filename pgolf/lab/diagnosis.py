@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from pgolf.evaluate.config import EvaluateConfig
-from pgolf.lab.workbench import Workbench
+from pgolf.lab.workbench import Workbench, codes_of
 from pgolf.model.gpt import matrix_inputs
 from pgolf.quant.config import QuantizeConfig
 from pgolf.quant.quantize import TensorReport, quantize_model
-from pgolf.quant.state import restore, split_key
+from pgolf.quant.state import restore
 
 
 class Outliers(NamedTuple):
@@ -74,7 +74,7 @@ def diagnose(
     done = quantize_model(
         checkpoint.state, bench.hessians, sources, plain, lambda each: report(each.name), bench.device
     )
-    codes = {name: tensor for key, tensor in done.tensors.items() for name, kind in [split_key(key)] if kind == ".q"}
+    codes = codes_of(done.tensors)
     state, shares, rise = restore(done.tensors), dict[str, float](), None
     if windows is not None:
         before, after = bench.score(checkpoint.state, windows).loss, bench.score(state, windows).loss

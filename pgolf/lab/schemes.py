@@ -1,12 +1,12 @@
-"""A sweep over quantization schemes: every row from the same weights and Hessians, in one process.
+"""A sweep over quantization schemes: every row from the same weights, in one process.
 
-A row is quantized, packed (its size is that of the real streams) and scored in windows that do not overlap. Rows run
-side by side in threads: while one is packed on a core, the next one is rounded and scored, on the GPU where there is
-one. A row's result lies under the digest of its parameters and inputs (not of the code), so a stopped sweep goes on.
+Rows are quantized and scored (in windows that do not overlap) one after another, on the GPU where there is one, and
+encoded in processes beside it: a row's size is that of the real streams. Rows of one calibration share its Hessians. A
+row's result lies under the digest of its parameters and inputs (not of the code), so a stopped sweep goes on.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, as_completed, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +18,11 @@ from pgolf.budget import Clock
 from pgolf.config import digest, to_dict
 from pgolf.errors import InputError
 from pgolf.evaluate.config import EvaluateConfig
+from pgolf.lab import encoding
 from pgolf.lab.workbench import Workbench
 from pgolf.model.gpt import matrix_inputs
-from pgolf.quant.artifact import model_bytes
 from pgolf.quant.calibrate import calibrate
+from pgolf.quant.calibrate_config import CalibrateConfig
 from pgolf.quant.run import Run, run_quantization
 from pgolf.quant.sequential import quantize_in_turn
 from pgolf.quant.state import restore
@@ -30,8 +31,11 @@ from pgolf.sections import Sections
 from pgolf.submit.shipped import shipped_code
 from pgolf.sweep.grid import Cell, Grid
 
-VARIABLE = ("quantize.", "compress.")
+VARIABLE = ("calibrate.", "quantize.", "compress.")
 """What rows may set: the rest is the same for all."""
+Results = list[dict[str, Any]]
+Hessians = dict[CalibrateConfig, Mapping[str, Tensor]]
+"""Those that rows have asked for so far."""
 
 
 class SchemeRow(NamedTuple):
@@ -45,29 +49,26 @@ class SchemeRow(NamedTuple):
 
 
 def plan_schemes(grid: Grid, params: Path, bench: Workbench, in_turn: bool = False) -> list[SchemeRow]:
-    """Every row, checked before the first one runs; InputError for what needs another checkpoint or calibration."""
+    """Every row, checked before the first one runs; InputError for what needs another checkpoint."""
     for cell in grid.cells():
-        if cell.seed is not None:
-            raise InputError(f"grid `{grid.name}` lists seeds: every row of a sweep of schemes has the same weights")
         for key in cell.values:
             if not key.startswith(VARIABLE):
                 raise InputError(
-                    f"row `{cell.label}` of grid `{grid.name}` sets `{key}`: rows of a sweep of schemes share weights, "
-                    "Hessians and windows; set it in params.yaml or under `base.set`, or use `pgolf sweep train`"
+                    f"row `{cell.label}` of grid `{grid.name}` sets `{key}`: rows of a sweep of schemes share weights "
+                    "and windows; set it in params.yaml or under `base.set`, or use `pgolf sweep train`"
                 )
-    rows = [(cell, grid.sections(cell, params)) for cell in grid.cells()]
+    rows = grid.resolved(params)
     if any(sections.model != bench.checkpoint.config for _, sections in rows):
         raise InputError(f"grid `{grid.name}` is for another model than the checkpoint here: see its `base`")
     return [SchemeRow(cell, sections, _key(sections, bench, in_turn), in_turn) for cell, sections in rows]
 
 
 def _key(sections: Sections, bench: Workbench, in_turn: bool) -> str:
-    windows = windows_of(sections.evaluate)
     code = to_dict(sections) if sections.quantize.fit.target_bytes is not None else None  # its bytes matter then
     scheme = {"quantize": to_dict(sections.quantize), "codec": sections.compress.codec, "code": code}
-    hessians = to_dict(sections.calibrate) if in_turn else bench.hessians_sha256
-    inputs = [bench.checkpoint.sha256, hessians, digest(bench.tokens.manifest)]
-    return digest([scheme, windows, inputs])[:16]
+    hessians = {"calibrate": to_dict(sections.calibrate), "in_turn": in_turn}
+    inputs = [bench.checkpoint.sha256, digest(bench.tokens.manifest)]
+    return digest([scheme, hessians, windows_of(sections.evaluate), inputs])[:16]
 
 
 def windows_of(config: EvaluateConfig) -> dict[str, Any]:
@@ -75,23 +76,36 @@ def windows_of(config: EvaluateConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in ("seq_len", "isolate_documents", "subset_targets")}
 
 
-def measure_scheme(row: SchemeRow, bench: Workbench) -> dict[str, Any]:
-    """Bytes, score and error of one scheme."""
+class Rounded(NamedTuple):
+    """A row whose size is not known yet."""
+
+    run: Run
+    metrics: dict[str, Any]
+
+
+def round_and_score(row: SchemeRow, bench: Workbench, hessians: Hessians) -> Rounded:
+    """Score and error of one scheme; `hessians` keeps those that are collected for it."""
     checkpoint, sections, clock = bench.checkpoint, row.sections, Clock()
-    codec = sections.compress.codec
+    if not row.in_turn and sections.calibrate not in hessians:
+        hessians[sections.calibrate] = bench.hessians_of(sections.calibrate)
     with clock.phase("quantize"):
         run = _in_turn(row, bench) if row.in_turn else run_quantization(
-            checkpoint.state, bench.hessians, checkpoint.config, sections.quantize, checkpoint.tokenizer, codec,
-            lambda: len(shipped_code(sections.resolved(), checkpoint.vocab_size)), device=bench.device,
+            checkpoint.state, hessians[sections.calibrate], checkpoint.config, sections.quantize, checkpoint.tokenizer,
+            sections.compress.codec, lambda: len(shipped_code(sections.resolved(), checkpoint.vocab_size)),
+            device=bench.device,
         )  # fmt: skip
-    tensors = run.quantized.tensors
-    with clock.phase("compress"):
-        size = model_bytes(tensors, checkpoint.config, checkpoint.vocab_size, run.config, checkpoint.tokenizer, codec)
     with clock.phase("evaluate"):
-        score = bench.score(restore(tensors), sections.evaluate)
-    seconds = {f"{phase}_seconds": clock.seconds(phase) for phase in ("quantize", "compress", "evaluate")}
-    result = {"bytes_model": size, "quantized_bpb": score.bpb, "quantized_loss": score.loss}
-    return result | quantize_metrics(run.quantized.reports) | fit_metrics(run) | seconds
+        score = bench.score(restore(run.quantized.tensors), sections.evaluate)
+    seconds = {f"{phase}_seconds": clock.seconds(phase) for phase in ("quantize", "evaluate")}
+    result = {"quantized_bpb": score.bpb, "quantized_loss": score.loss}
+    return Rounded(run, result | quantize_metrics(run.quantized.reports) | fit_metrics(run) | seconds)
+
+
+def encode(row: SchemeRow, done: Rounded, bench: Workbench, pool: Executor) -> Future[encoding.Size]:
+    """Begin to encode a row."""
+    checkpoint, tensors = bench.checkpoint, done.run.quantized.tensors
+    model, vocab_size, tokenizer = checkpoint.config, checkpoint.vocab_size, checkpoint.tokenizer
+    return encoding.submit(pool, tensors, model, vocab_size, done.run.config, tokenizer, row.sections.compress.codec)
 
 
 def _in_turn(row: SchemeRow, bench: Workbench) -> Run:
@@ -108,32 +122,53 @@ def run_schemes(
     rows: Sequence[SchemeRow],
     bench: Workbench,
     folder: Path,
-    workers: int,
-    report: Callable[[int, int], None] = lambda done, total: None,
-) -> list[dict[str, Any]]:
+    pool: Executor,
+    report: Callable[[Results], None] = lambda results: None,
+) -> Results:
     """The result of every row, those that are in `folder` already and the others; order of `rows`.
 
-    An InputError of a row becomes its `error`, and the row runs again next time.
+    `pool` encodes. `report` gets the results so far, at the beginning and after every row. An InputError of a row
+    becomes its `error`, and the row runs again next time.
     """
     kept = {row.key: _kept(folder, row) for row in rows}
     waiting = list({row.key: row for row in rows if kept[row.key] is None}.values())
-    done = 0
+    hessians: Hessians = {}
+    encoded: dict[Future[encoding.Size], tuple[SchemeRow, Rounded]] = {}
 
-    def run(row: SchemeRow) -> None:
-        nonlocal done
+    def finish(row: SchemeRow, metrics: dict[str, Any], error: str = "") -> None:
+        kept[row.key] = found = {"metrics": metrics, "error": error}
+        if not error:
+            artifacts.write_json(_path(folder, row), found)
+        report(_results(rows, kept))
+
+    def collect(future: Future[encoding.Size]) -> None:
+        row, done = encoded.pop(future)
         try:
-            result = {"metrics": measure_scheme(row, bench), "error": ""}
-            artifacts.write_json(_path(folder, row), result)
+            finish(row, encoding.result(future) | done.metrics)
         except InputError as error:
-            result = {"metrics": {}, "error": str(error)}
-        kept[row.key] = result
-        done += 1
-        report(done, len(waiting))
+            finish(row, {}, str(error))
 
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(run, waiting))
-    return [{"name": row.cell.name, "key": row.key, "values": dict(row.cell.values), **(kept[row.key] or {})}
-            for row in rows]  # fmt: skip
+    report(_results(rows, kept))
+    for row in waiting:
+        try:
+            done = round_and_score(row, bench, hessians)
+            encoded[encode(row, done, bench, pool)] = row, done
+        except InputError as error:
+            finish(row, {}, str(error))
+        for future in wait(encoded, timeout=0).done:
+            collect(future)
+    for future in as_completed(list(encoded)):
+        collect(future)
+    return _results(rows, kept)
+
+
+def _results(rows: Sequence[SchemeRow], kept: Mapping[str, dict[str, Any] | None]) -> Results:
+    """Those of the rows that are done."""
+    return [
+        {"name": row.cell.name, "seed": row.cell.seed, "key": row.key, "values": dict(row.cell.values), **found}
+        for row in rows
+        if (found := kept[row.key]) is not None
+    ]
 
 
 def reference(row: SchemeRow, bench: Workbench, folder: Path) -> Mapping[str, float]:

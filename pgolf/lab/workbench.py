@@ -16,8 +16,11 @@ from pgolf.errors import InputError
 from pgolf.evaluate.config import EvaluateConfig
 from pgolf.evaluate.score import Score
 from pgolf.model.gpt import GPT
+from pgolf.quant.calibrate import calibrate
+from pgolf.quant.calibrate_config import CalibrateConfig
 from pgolf.quant.config import QuantizeConfig
 from pgolf.quant.state import split_key
+from pgolf.quant.ternary import unpacked
 from pgolf.sweep.measure import plain_score
 
 
@@ -27,7 +30,8 @@ class Workbench:
 
     checkpoint: Checkpoint
     hessians: Mapping[str, Tensor]
-    hessians_sha256: str
+    calibration: CalibrateConfig
+    """What the Hessians were collected by."""
     tokens: Tokens
     device: torch.device
     dtype: torch.dtype
@@ -38,6 +42,12 @@ class Workbench:
             model = GPT(self.checkpoint.config, self.checkpoint.vocab_size, self.dtype)
         model.load_state_dict(dict(state), assign=True)
         return model.to(self.device)
+
+    def hessians_of(self, calibration: CalibrateConfig) -> Mapping[str, Tensor]:
+        """The Hessians here, or where `calibration` is another one, those that it collects now."""
+        if calibration == self.calibration:
+            return self.hessians
+        return calibrate(self.model(self.checkpoint.state), calibration, self.tokens.train)
 
     def score(self, state: Mapping[str, Tensor], config: EvaluateConfig) -> Score:
         """Score of these parameters in windows that do not overlap; the rest as for `plain_score`."""
@@ -52,7 +62,7 @@ def open_workbench(model: Path = paths.MODEL, hessians: Path = paths.HESSIANS) -
         raise InputError(f"{hessians} belongs to another checkpoint: run `pgolf calibrate` again")
     tokens = open_tokens(paths.TOKENS, paths.TOKENIZER)
     tokens.check_model(model, checkpoint.vocab_size, checkpoint.tokenizer)
-    return Workbench(checkpoint, found, artifacts.sha256(hessians), tokens, *pick_device())
+    return Workbench(checkpoint, found, build(CalibrateConfig, meta["params"], "calibrate"), tokens, *pick_device())
 
 
 def recorded_scheme(checkpoint: Checkpoint, path: Path = paths.QUANTIZED) -> QuantizeConfig:
@@ -67,5 +77,11 @@ def quantized_codes(place: Path) -> dict[str, Tensor]:
     """Codes by matrix of a run's folder, or of a file of `quantize`."""
     path = place / paths.QUANTIZED if place.is_dir() else place
     tensors, _ = artifacts.load(path, schema="pgolf.quantized", made_by="quantize")
-    split = {key: split_key(key) for key in tensors}
-    return {name: tensors[key] for key, (name, kind) in split.items() if kind == ".q"}
+    return codes_of(tensors)
+
+
+def codes_of(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Codes int8 [m, n] by matrix, of stored tensors (`pgolf.quant.state`)."""
+    matrices = [name for name, kind in map(split_key, stored) if kind == ".q"]
+    codes = {name: (stored[f"{name}.q"], len(stored[f"{name}.scale"])) for name in matrices}
+    return {name: code if code.ndim == 2 else unpacked(code, rows) for name, (code, rows) in codes.items()}

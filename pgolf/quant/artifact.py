@@ -37,7 +37,8 @@ def parameter_shapes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[in
 def layout_of(shapes: Shapes, config: QuantizeConfig, corrected: Collection[str] = ()) -> list[Entry]:
     """Stored tensors in order: codes grouped by the matrix's role in the block, then what belongs to them.
 
-    Gates, low-rank factors, scales and small tensors each share one group; `corrected` names the matrices with factors.
+    Packed ternary codes, gates, low-rank factors, scales and small tensors each share one group; `corrected` names the
+    matrices with factors.
     """
     codes: list[Entry] = []
     gates: list[Entry] = []
@@ -50,8 +51,9 @@ def layout_of(shapes: Shapes, config: QuantizeConfig, corrected: Collection[str]
             role = re.sub(r"^blocks\.\d+\.", "", name).removesuffix(".weight")
             codes.append(Entry(role, f"{name}.q", "int8", shape))
             if grouped(rule, config):
-                from pgolf.quant.ternary import groups
+                from pgolf.quant.ternary import groups, packed_bytes
 
+                codes[-1] = Entry("ternary", f"{name}.q", "int8", packed_bytes(shape))
                 scales.append(Entry("scales", f"{name}.scale", "float16", (shape[0], groups(shape[1]))))
             else:
                 scales.append(Entry("scales", f"{name}.scale", "float16", shape[:1]))

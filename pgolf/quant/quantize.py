@@ -117,11 +117,12 @@ def _rounded(
     """Every matrix with its stored tensors."""
     ternary = [name for name in inputs.state if grouped(plan[name], config)]
     for name in ternary:
+        from pgolf.quant.ternary import packed
         from pgolf.quant.ternary import ternary as groups
 
         with _naming(name):
             codes, scale = groups(inputs.state[name])
-        yield name, {f"{name}.q": codes, f"{name}.scale": scale}
+        yield name, {f"{name}.q": packed(codes), f"{name}.scale": scale}
     rest = inputs.of([name for name in inputs.state if name not in ternary])
     solved = solve(problems(rest, plan, config, row_order), config)
     if config.dedup != "none" or config.prune_ones:
@@ -177,6 +178,10 @@ def _report(
 ) -> TensorReport:
     assert rule.grid
     error, bits, known = _relative(E, weight, inputs.hessian(name)), rule.grid.bits, 0.0
+    if grouped(rule, config):
+        from pgolf.quant.ternary import unpacked
+
+        codes = unpacked(codes, len(weight))
     if trellised(rule, config):
         bits, known = 8, entropy(codes & 1)
     left = entropy(codes) - known

@@ -1,6 +1,6 @@
 """The stored form of a model: tensors by key, as in the published artifacts since PR 1797.
 
-NAME.q, NAME.scale     codes int8 [m, n] and row scales float16 [m] of a matrix
+NAME.q, NAME.scale     codes int8 [m, n] and row scales float16 [m] of a matrix; ternary ones are packed, in groups
 NAME.cols              its column scales float16 [n], where the scheme has them
 NAME.rot               nothing, float16 [0]: the rows are mixed by a Hadamard matrix (`pgolf.quant.rotate`)
 NAME.lqA_a, ...        its low-rank correction, where it has one (`pgolf.quant.lqer`)

@@ -48,7 +48,7 @@ class Cell:
     values: Values
     """What it sets over the base."""
     seed: int | None = None
-    """Training seed; None: that of the parameters."""
+    """Of what the grid's `seed_key` names; None: that of the parameters."""
     levels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Factor -> level; empty for an explicit row."""
 
@@ -74,6 +74,8 @@ class Grid:
     """Explicit rows; empty for a factorial."""
     seeds: tuple[int | None, ...] = (None,)
     base_seeds: tuple[int | None, ...] = (None,)
+    seed_key: str = SEED
+    """The parameter that takes the seeds."""
 
     def cells(self) -> list[Cell]:
         """All rows in the order of the file, the seeds of a row next to each other."""
@@ -100,11 +102,15 @@ class Grid:
         base = with_presets(read_params(params), *self.presets, folder=folder)
         return [(cell, self._row(cell, copy.deepcopy(base), params)) for cell in self.cells()]
 
+    def values(self, cell: Cell) -> Values:
+        """All that a row sets over the presets: the shared values, its own, its seed."""
+        seed = {} if cell.seed is None else {self.seed_key: cell.seed}
+        return {**self.shared, **cell.values, **seed}
+
     def _row(self, cell: Cell, document: dict[str, Any], params: Path) -> Sections:
         """The row's sections; its values are set in `document`."""
-        seed = {} if cell.seed is None else {SEED: cell.seed}
         try:
-            return check_sections(set_values(document, {**self.shared, **cell.values, **seed}), params)
+            return check_sections(set_values(document, self.values(cell)), params)
         except InputError as error:
             raise InputError(f"row `{cell.label}` of grid `{self.name}`: {error}") from None
 
@@ -124,8 +130,8 @@ def set_values(document: dict[str, Any], values: Values) -> dict[str, Any]:
     return document
 
 
-def read_grid(path: Path) -> Grid:
-    """Read and check a grid file; one InputError for the first mistake."""
+def read_grid(path: Path, seed_key: str = SEED) -> Grid:
+    """Read and check a grid file whose seeds are values of `seed_key`; one InputError for the first mistake."""
     if not path.is_file():
         raise InputError(f"grid {path} does not exist: shipped grids lie in grids/")
     document = read_params(path)
@@ -134,9 +140,9 @@ def read_grid(path: Path) -> Grid:
     _known(base, ("preset", "overlays", "set"), f"{path}: `base`")
     if ("factors" in document) == ("cells" in document):
         raise InputError(f"{path} must have either `factors` or `cells`")
-    factors = _factors(document.get("factors", {}), path)
+    factors = _factors(document.get("factors", {}), path, seed_key)
     rows = {
-        str(name): _values(values, f"{path}: cell `{name}`")
+        str(name): _values(values, f"{path}: cell `{name}`", seed_key)
         for name, values in _mapping(document.get("cells", {}), f"{path}: `cells`").items()
     }
     if not factors and not rows:
@@ -147,21 +153,22 @@ def read_grid(path: Path) -> Grid:
     return Grid(
         name=path.stem,
         presets=_presets(base, path),
-        shared=_values(base.get("set", {}), f"{path}: `base.set`"),
+        shared=_values(base.get("set", {}), f"{path}: `base.set`", seed_key),
         factors=factors,
         rows=rows,
         seeds=seeds,
         base_seeds=_seeds(document["base_seeds"], f"{path}: `base_seeds`") if "base_seeds" in document else seeds,
+        seed_key=seed_key,
     )
 
 
-def _factors(document: Any, path: Path) -> dict[str, dict[str, Values]]:
+def _factors(document: Any, path: Path, seed_key: str) -> dict[str, dict[str, Values]]:
     factors: dict[str, dict[str, Values]] = {}
     owner: dict[str, str] = {}
     for name, levels in _mapping(document, f"{path}: `factors`").items():
         where = f"{path}: factor `{name}`"
         factors[str(name)] = {
-            str(level): _values(values, f"{where}, level `{level}`")
+            str(level): _values(values, f"{where}, level `{level}`", seed_key)
             for level, values in _mapping(levels, where).items()
         }
         if len(factors[str(name)]) < 2:
@@ -191,12 +198,12 @@ def _seeds(value: Any, where: str) -> tuple[int | None, ...]:
     return tuple(seeds)
 
 
-def _values(document: Any, where: str) -> Values:
+def _values(document: Any, where: str, seed_key: str) -> Values:
     values = _mapping(document, where)
     for key in values:
         check_key(str(key), where)
-    if SEED in values:
-        raise InputError(f"{where} sets `{SEED}`: list seeds under `seeds`")
+    if seed_key in values:
+        raise InputError(f"{where} sets `{seed_key}`: list seeds under `seeds`")
     return values
 
 

@@ -22,6 +22,7 @@ from pgolf.lab.workbench import Workbench, quantized_codes, recorded_scheme
 from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import GPT, matrix_inputs
 from pgolf.params import read_params
+from pgolf.quant.calibrate_config import CalibrateConfig
 from pgolf.quant.config import GridConfig, QuantizeConfig, TensorConfig
 from pgolf.quant.quantize import quantize_model
 from pgolf.quant.state import restore
@@ -60,7 +61,7 @@ def bench():
     tokens = SimpleNamespace(val=stream.numpy().astype(np.uint16), val_bytes=np.full(601, 3, np.uint16))
     checkpoint = Checkpoint(state, MODEL, VOCAB, "ab" * 32, "c0" * 32)
     hessians = {source: x.T @ x for source, x in inputs.items()}
-    return Workbench(checkpoint, hessians, "11" * 32, tokens, torch.device("cpu"), torch.float32)
+    return Workbench(checkpoint, hessians, CalibrateConfig(), tokens, torch.device("cpu"), torch.float32)
 
 
 def test_outliers_are_what_they_are_called():

@@ -5,11 +5,14 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pytest
 import safetensors
 import safetensors.torch
 from conftest import call
 
 from pgolf.data.shards import read_shard
+from pgolf.presets import apply_preset
+from stages.evaluate import evaluate
 
 CONTRACT = {
     "tokenize": {"train_tokens", "val_tokens", "val_documents", "val_bytes", "bytes_per_token"},
@@ -92,6 +95,17 @@ def test_pictures_are_pictures_and_the_curve_has_its_columns(mini_run: Path) -> 
     header, *rows = (mini_run / "artifacts/report/loss.csv").read_text().splitlines()
     assert header == "step,seconds,lr,loss"
     assert len(rows) == 6  # 12 steps, every second one
+
+
+def test_windows_that_do_not_overlap_are_scored_once(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The score and the plain one are then the same numbers, each stored."""
+    monkeypatch.chdir(workspace)
+    apply_preset(Path("params.yaml"), also={"evaluate": {"stride": 128}})
+    evaluate()
+    losses = safetensors.torch.load_file("artifacts/evaluate/losses.safetensors")
+    assert losses["losses"].equal(losses["plain_losses"])
+    found = metrics(workspace, "evaluate")
+    assert found["val_bpb"] == found["quantized_bpb"]
 
 
 def test_part_of_the_chain_runs_alone(workspace: Path) -> None:

@@ -107,6 +107,19 @@ def test_a_wrong_value_names_its_row(tmp_path):
         read_grid(tmp_path / "absent.yaml")
 
 
+def test_seeds_may_be_those_of_another_parameter(tmp_path):
+    path = tmp_path / "example.yaml"
+    path.write_text("cells: {plain: {}}\nseeds: [5]")
+    grid = read_grid(path, "calibrate.seed")
+    ((cell, sections),) = grid.resolved(PARAMS)
+    assert (cell.label, sections.calibrate.seed) == ("plain @5", 5)
+    assert sections.train == load_sections(PARAMS).train
+    assert grid.values(cell) == {"calibrate.seed": 5}
+    path.write_text("cells: {plain: {calibrate.seed: 5}}")
+    with pytest.raises(InputError, match="list seeds under `seeds`"):
+        read_grid(path, "calibrate.seed")
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "grids").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_shipped_grid_is_valid_to_its_last_row(path):
     grid = read_grid(path)
