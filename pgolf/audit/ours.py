@@ -17,14 +17,16 @@ from pgolf.audit.verdict import Finding, judge
 from pgolf.data.shards import BOS
 from pgolf.evaluate.config import EvaluateConfig
 from pgolf.evaluate.documents import Documents, find_documents, plan_batches
-from pgolf.evaluate.run import evaluate
-from pgolf.evaluate.score import token_losses, windows_for
+from pgolf.evaluate.neural_cache import States, look_up, mix
+from pgolf.evaluate.run import at_temperature, evaluate
+from pgolf.evaluate.score import on_device, score_windows, windows_for
 from pgolf.evaluate.windows import Windows
 from pgolf.model.attention import Segments
 from pgolf.model.gpt import GPT
 
 LENGTH, CONTEXT, DOCUMENTS = 64, 7, 8
 """Tokens of a scaled window, of the context whose distributions are summed up, and documents of a scaled stream."""
+PLAIN = EvaluateConfig()
 BY_DOCUMENT = ("lora", "phased", "cached")
 """Forms of test-time training that score document by document, the longest first."""
 
@@ -43,18 +45,29 @@ def scaled(config: EvaluateConfig, length: int = LENGTH) -> EvaluateConfig:
     )  # fmt: skip
 
 
-def charge(model: GPT, rows: Tokens) -> Losses:
-    """Rows [r, n] to losses [r, n - 1] by one forward pass."""
-    return answer(model, rows[:, :-1], rows[:, 1:])
+def charge(model: GPT, rows: Tokens, config: EvaluateConfig = PLAIN) -> Losses:
+    """Rows [r, n], each of one document, to losses [r, n - 1] by one forward pass."""
+    return answer(model, rows[:, :-1], rows[:, 1:], config)
 
 
-def answer(model: GPT, inputs: Tokens, targets: Tokens) -> Losses:
-    """Inputs [r, n] and any targets [r, n] to losses [r, n]."""
+def answer(model: GPT, inputs: Tokens, targets: Tokens, config: EvaluateConfig = PLAIN) -> Losses:
+    """Inputs [r, n] and any targets [r, n] to losses [r, n], at the temperature and with the cache of `config`.
+
+    Each target stands for itself: the cache knows the inputs behind it, not the other targets.
+    """
     ids, asked = (torch.from_numpy(array.astype(np.int64)) for array in (inputs, targets))
     model.prepare(ids.size(1))
-    with torch.no_grad():
-        losses: Losses = model.losses(ids, asked).numpy()
-    return losses
+    with torch.no_grad(), at_temperature(model, config):
+        hidden = model.hidden(ids)
+        losses = model.surprise(hidden, asked)
+    if config.cache.sharpness:
+        known = ids[:, 1:]
+        for t in range(ids.size(1)):
+            pairs = look_up(hidden[:, : t + 1], torch.cat([known[:, :t], asked[:, t, None]], 1), config.cache.sharpness)
+            total, cached = (pair[:, t] for pair in pairs)
+            losses[:, t] = mix(losses[:, t], total, cached, config.cache.gate, config.cache.bias)
+    found: Losses = losses.numpy()
+    return found
 
 
 def packed(model: GPT, documents: Sequence[Tokens]) -> Losses:
@@ -96,9 +109,10 @@ def scoring_order(tokens: Tokens, config: EvaluateConfig) -> NDArray[np.int64] |
 
 def scored_first(tokens: Tokens, config: EvaluateConfig) -> slice:
     """Some targets of one document that got their losses before anything was learned."""
-    if config.ttt not in BY_DOCUMENT:
-        return slice(0, min(config.seq_len, len(tokens) - 1, LENGTH))
     documents = find_documents(tokens, BOS)
+    if config.ttt not in BY_DOCUMENT:
+        row = int(documents.targets[0]) if config.isolate_documents else len(tokens) - 1
+        return slice(0, min(config.seq_len, row, LENGTH))
     start, targets = documents.take(plan_batches(documents.targets, config.lora.documents)[0][:1])
     return slice(int(start[0]), int(start[0]) + min(int(targets[0]), config.lora.chunk_tokens, LENGTH))
 
@@ -123,7 +137,9 @@ def probe_model(
     found = [
         probes.future_tokens(score, stream, vocab, inside, scoring_order(stream, small), report),
         probes.gradients(model, stream[: length + 1], [0, length // 2, min(length, targets) - 2]),
-        probes.distribution(lambda i, t: answer(model, i, t), [stream[: min(CONTEXT, targets)]], vocab, report=report),
+        probes.distribution(
+            lambda i, t: answer(model, i, t, small), [stream[: min(CONTEXT, targets)]], vocab, report=report
+        ),
     ]
     if config.ttt != "none":
         report("adaptation at a rate of 0")
@@ -139,9 +155,16 @@ def still(config: EvaluateConfig) -> EvaluateConfig:
 
 
 def unadapted(model: GPT, tokens: Tokens, config: EvaluateConfig) -> Losses:
-    """The losses of the same contexts without adaptation."""
+    """The losses of the same contexts without adaptation, at the same temperature and with the same cache."""
     if config.ttt in ("lora", "phased"):  # `cached` reads the sliding windows of its stride
-        return token_losses(model, tokens, _chunks(tokens, config), config.batch_tokens)
+        stream, losses = on_device(tokens, model.tok_emb.weight.device)
+        states = States(model, stream, find_documents(tokens, BOS))
+        with at_temperature(model, config):
+            score_windows(model, stream, _chunks(tokens, config), config.batch_tokens, losses, write=states.write)
+        if config.cache.sharpness:
+            states.consult(stream, losses, config.cache)
+        found: Losses = losses[:-1].numpy()
+        return found
     still = dataclasses.replace(config, ttt="none")
     return evaluate(model, tokens, np.ones(len(tokens), dtype=np.int64), still).losses
 
@@ -178,7 +201,7 @@ def probe_scores(
         plan = windows_for(tokens, config, config.stride)
     row = tokens[first.start : first.stop + 1]
     return [
-        probes.charged(lambda rows: charge(model, rows), row, losses[first], comparable),
+        probes.charged(lambda rows: charge(model, rows, config), row, losses[first], comparable),
         logged,
         probes.score_counts(plan, targets, losses),
     ]

@@ -179,10 +179,11 @@ class EvaluateConfig:
     """Logits are divided by it in every score. Legal where it was found on training text, as `pgolf sweep temperature`
     does; PR 401's author picked one on validation text, which leaks."""
     cache: CacheConfig = CacheConfig()
-    """What followed similar states in the same document, mixed into every score but the plain one; with every `ttt` but
-    `chunk`."""
+    """What followed similar states in the same document, mixed into the score but not into those that it is compared
+    with; beside every `ttt` but `chunk`."""
     measure_gain: bool = True
-    """With `ttt`: score the same windows once more unadapted, off the evaluation clock, to report `ttt_gain_bpb`."""
+    """With `ttt` or `cache`: score the same windows once more without, off the evaluation clock, to report
+    `ttt_gain_bpb`."""
     subset_targets: int | None = None
     """Report the plain scores on the first targets alone as well, under names that say so; null: do not. Published
     plain evaluations score whole batches only: 524,288 targets of the benchmark corpus."""
@@ -200,7 +201,9 @@ class EvaluateConfig:
             raise InputError(f"`temperature` is {self.temperature}; it must be greater than 0")
         if self.seconds is not None and self.seconds <= 0:
             raise InputError(f"`seconds` is {self.seconds}; it must be greater than 0, or null")
-        if self.ttt in ("lora", "phased", "cached") or self.cache.sharpness:
+        if self.cache.sharpness:
+            self._check_cache()
+        if self.ttt in ("lora", "phased", "cached"):
             self._check_documents()
         if self.ttt in ("chunk", "phased") and self.chunk.chunk_tokens < self.seq_len:
             raise InputError(
@@ -212,12 +215,15 @@ class EvaluateConfig:
         """Whether scores differ from those of windows alone."""
         return self.ttt != "none" or self.cache.sharpness > 0
 
+    def _check_cache(self) -> None:
+        if not self.isolate_documents:
+            raise InputError("`cache` adapts to documents: set `isolate_documents: true`")
+        if self.ttt == "chunk":
+            raise InputError("`cache` wants whole documents, `ttt: chunk` scores parts: set `cache.sharpness` to 0")
+
     def _check_documents(self) -> None:
         if not self.isolate_documents:
-            what = f"ttt: {self.ttt}" if self.ttt != "none" else "cache"
-            raise InputError(f"`{what}` adapts to documents: set `isolate_documents: true`")
-        if self.cache.sharpness and self.ttt == "chunk":
-            raise InputError("`cache` wants whole documents, `ttt: chunk` scores parts: set `cache.sharpness` to 0")
+            raise InputError(f"`ttt: {self.ttt}` adapts to documents: set `isolate_documents: true`")
         if self.lora.chunk_tokens > self.seq_len:
             raise InputError(
                 f"`lora.chunk_tokens` {self.lora.chunk_tokens} must be at most the context, `seq_len` {self.seq_len}"

@@ -7,6 +7,7 @@ that are scored: those of the batches so far by ascending length, cut to the bou
 import contextlib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from pgolf import ranks
 from pgolf.budget import Clock
 from pgolf.evaluate.adapters import Adapters
 from pgolf.evaluate.compiled import back_end, compiled
-from pgolf.evaluate.config import EvaluateConfig
+from pgolf.evaluate.config import EvaluateConfig, LoRAConfig
 from pgolf.evaluate.documents import (
     Documents,
     Ints,
@@ -34,6 +35,10 @@ from pgolf.evaluate.updates import Update
 from pgolf.evaluate.weights import borrowed, frozen
 from pgolf.model.gpt import GPT
 
+if TYPE_CHECKING:
+    from pgolf.evaluate.carry import Carry
+    from pgolf.evaluate.neural_cache import States
+
 Batch = Callable[[GPT, Text, Documents, Adapters, EvaluateConfig, Journal, Steady], None]
 """Scores a batch of documents and adapts to each."""
 
@@ -50,22 +55,12 @@ def document_ttt(
     `forecast`: reports say how many seconds are left also where `config` has no budget.
     Updates count targets in the order in which they were scored: see `pgolf.evaluate.journal`.
     """
-    adapt: Batch = lora_batch
-    if config.ttt == "cached":
-        from pgolf.evaluate.cached_ttt import cached_batch
-
-        adapt = cached_batch
-    documents, clock = find_documents(tokens, BOS), Clock()
+    adapt, documents, clock = _way(config), find_documents(tokens, BOS), Clock()
     queue = plan_batches(documents.targets, config.lora.documents)
     limits = boundaries(config.phases.prefix_documents, config.phases.count) if config.ttt == "phased" else []
     ends = plan_phases([len(batch) for batch in queue], limits, config.phases.ranks)
     shares = _shares(queue, ends, documents, config)
-    text, journal = Text(*on_device(tokens, model.tok_emb.weight.device)), Journal()
-    if config.cache.sharpness:
-        from pgolf.evaluate.neural_cache import consult, room
-
-        text = text._replace(states=room(model, text.tokens))
-    pace = Steady()
+    text, journal, pace = Text(*on_device(tokens, model.tok_emb.weight.device)), Journal(), Steady()
     if config.seconds or forecast:
         from pgolf.evaluate.pace import Pace
 
@@ -73,16 +68,11 @@ def document_ttt(
         pace = Pace(config.seconds, work, config.seq_len // config.lora.chunk_tokens, lambda: clock.seconds("ttt"))
     done, mine = 0, sum(len(queue[i]) for share in shares for i in share)
     model.prepare(config.seq_len)
-    parameters, device = list(model.parameters()), model.tok_emb.weight.device
-    backend = back_end(config, device)
+    parameters, backend = list(model.parameters()), back_end(config, model.tok_emb.weight.device)
     exact = contextlib.nullcontext() if config.ttt == "cached" else precise(model, config.seq_len)
     with clock.phase("ttt"), borrowed(parameters), exact:
         for phase, share in enumerate(shares):
-            sets, carry = dict[int, Adapters](), None
-            if config.lora.carry:
-                from pgolf.evaluate.carry import Carry
-
-                carry = Carry(config.lora.carry)
+            sets, carry = dict[int, Adapters](), _carry(config.lora)
             for index in share:
                 batch = documents.take(queue[index])
                 size = len(batch.start)
@@ -92,12 +82,14 @@ def document_ttt(
                 if carry:
                     carry.begin(sets[size])
                 alone = size == 1  # which torch.compile would make graphs of its own for
+                states = _states(model, text, batch, config)
                 with frozen(parameters), compiled(model, None if alone else backend):
-                    adapt(model, text, batch, sets[size], config, journal, pace)
+                    heard = text._replace(write=states.write) if states else text
+                    adapt(model, heard, batch, sets[size], config, journal, pace)
                 if carry:
                     carry.end(sets[size])
-                if text.states is not None:
-                    consult(text.tokens, text.losses, text.states, batch, config.cache)
+                if states:
+                    states.consult(text.tokens, text.losses, config.cache)
                 places, done = batch.places(), done + size
                 report(text.losses[torch.from_numpy(places)].cpu().numpy(), places, pace.remark, done, mine)
             parts, steps = ranks.collect(journal.part()), 0
@@ -109,6 +101,30 @@ def document_ttt(
             journal.close(parts, steps)
     losses = ranks.merge_losses(text.losses[:-1])
     return finite(losses.cpu().numpy(), "lower `evaluate.lora.lr`"), journal.updates
+
+
+def _way(config: EvaluateConfig) -> Batch:
+    if config.ttt == "cached":
+        from pgolf.evaluate.cached_ttt import cached_batch
+
+        return cached_batch
+    return lora_batch
+
+
+def _states(model: GPT, text: Text, batch: Documents, config: EvaluateConfig) -> "States | None":
+    if not config.cache.sharpness:
+        return None
+    from pgolf.evaluate.neural_cache import States
+
+    return States(model, text.tokens, batch)
+
+
+def _carry(settings: LoRAConfig) -> "Carry | None":
+    if not settings.carry:
+        return None
+    from pgolf.evaluate.carry import Carry
+
+    return Carry(settings.carry)
 
 
 def _cost(documents: Documents, batch: Ints, config: EvaluateConfig) -> int:

@@ -10,6 +10,7 @@ one batch to the next. That is why the same mathematics may be done with less wo
 have ended are left out instead of padded (their A still decays), and the head reads only the chunk.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -30,8 +31,8 @@ class Text(NamedTuple):
 
     tokens: Tensor
     losses: Tensor
-    states: Tensor | None = None
-    """Where a cache is used, the final states [n, d] that predicted them."""
+    write: Callable[[Tensor, Tensor], None] | None = None
+    """Where a cache is used: gets places and the final states that predict the targets there."""
 
 
 class Steady:
@@ -134,6 +135,6 @@ def charge(model: GPT, text: Text, chunk: Chunk, hidden: Tensor, head: Visit, en
     scratch = len(text.losses) - 1
     losses = model.surprise(hidden, text.tokens[(place + 1).where(counts, 0)].long(), head)
     text.losses[place.where(counts, scratch)] = losses.detach()
-    if text.states is not None:
-        text.states[place.where(counts, scratch)] = hidden.detach()
+    if text.write:
+        text.write(place.where(counts, scratch), hidden)
     return losses.where(counts, 0)

@@ -28,13 +28,14 @@ class Evaluation(NamedTuple):
     """The score of one model on the validation stream."""
 
     score: Score
-    """The configured windows and test-time training: the score of the run."""
+    """The configured windows, test-time training and cache: the score of the run."""
     losses: NDArray[np.float32]
     """Nats per target."""
     updates: list[Update]
     """What test-time training changed when; empty without."""
     seconds: NDArray[np.float32] | None = None
-    """Evaluation clock when the batch of each target was scored; None without test-time training."""
+    """Evaluation clock when the batch of each target was scored; None without test-time training, and NaN where only a
+    cache is on."""
 
 
 class References(NamedTuple):
@@ -43,14 +44,15 @@ class References(NamedTuple):
     plain: Score
     """Non-overlapping windows, no adaptation: what quantization did."""
     unadapted: Score | None
-    """The configured windows without test-time training; None where nobody asked (`measure_gain`)."""
+    """The configured windows without test-time training and cache; None where nobody asked (`measure_gain`)."""
     plain_losses: NDArray[np.float32]
     """Nats per target of the plain score."""
     unadapted_losses: NDArray[np.float32] | None = None
-    """Nats per target of the unadapted score, where it was measured beside test-time training."""
+    """Nats per target of the unadapted score, where it was measured beside test-time training or a cache."""
 
 
-def _at_temperature(model: GPT, config: EvaluateConfig) -> contextlib.AbstractContextManager[None]:
+def at_temperature(model: GPT, config: EvaluateConfig) -> contextlib.AbstractContextManager[None]:
+    """Within, the model scores at the temperature of `config`."""
     if config.temperature == 1:
         return contextlib.nullcontext()
     from pgolf.evaluate.temperature import tempered
@@ -65,7 +67,7 @@ def warm_up(model: GPT, config: EvaluateConfig) -> None:
         from pgolf.evaluate.warm_up import compile_adaptation
 
         if backend := back_end(config, model.tok_emb.weight.device):
-            with _at_temperature(model, config):
+            with at_temperature(model, config):
                 compile_adaptation(model, config, backend)
 
 
@@ -81,7 +83,7 @@ def evaluate(
     if not config.adapts:
         losses = _unadapted(model, tokens, config, config.stride, report)
         return Evaluation(summarize(losses, token_bytes[1:]), losses, [])
-    with _at_temperature(model, config):
+    with at_temperature(model, config):
         losses, updates, seconds = _adapted(model, tokens, token_bytes, config, report, now)
     return Evaluation(summarize(losses, token_bytes[1:]), losses, updates, seconds)
 
@@ -144,7 +146,7 @@ def _unadapted(
     """Losses of all targets under windows of this stride."""
     phase = "sliding" if stride < config.seq_len else "plain"
     windows = windows_for(tokens, config, stride)
-    with _at_temperature(model, config):
+    with at_temperature(model, config):
         return token_losses(model, tokens, windows, config.batch_tokens, lambda done, total: report(phase, done, total))
 
 

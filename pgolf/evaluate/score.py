@@ -115,10 +115,11 @@ def score_windows(
     batch_tokens: int,
     losses: Tensor,
     report: Callable[[int, int], None] = lambda done, total: None,
-    states: Tensor | None = None,
+    write: Callable[[Tensor, Tensor], None] | None = None,
 ) -> None:
-    """Write the loss of every target that `windows` score into its place in `losses` [n], of a stream [n], and the
-    final state that predicts it into `states` [n, d] where those are asked for.
+    """Write the loss of every target that `windows` score into its place in `losses` [n], of a stream [n].
+
+    `write`, where given, gets places [B, T] and the final states [B, T, d] that predict the targets there.
 
     Both come from `on_device`, and the host never waits for the device, so `report` may run a little ahead of it.
     Rows of one batch are padded on the right to the longest, which causal attention cannot see.
@@ -142,7 +143,7 @@ def score_windows(
         counts = inside & (place >= first[rows])
         hidden, place = model.hidden(ids.long()), place.where(counts, scratch)
         losses[place] = model.surprise(hidden, targets.long())
-        if states is not None:
-            states[place] = hidden
+        if write:
+            write(place, hidden)
         position = rows.stop
         report(int(scored[position - 1]), len(losses) - 1)

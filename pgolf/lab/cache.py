@@ -50,8 +50,10 @@ def fit_cache(
     def at(log_sharpness: float) -> tuple[CacheConfig, float]:
         sharpness = math.exp(log_sharpness)
         pairs = [look_up(document.states, document.targets, sharpness) for document in documents]
-        gate, bias, loss = fit_gate(losses, *(torch.cat(column) for column in zip(*pairs, strict=True)))
+        total, cached = (torch.cat(column) for column in zip(*pairs, strict=True))
+        gate, bias, _ = fit_gate(losses, total, cached)
         found = CacheConfig(sharpness=round(sharpness, 1), gate=round(max(gate, 0.0), 3), bias=round(bias, 3))
+        loss = float(mix(losses, total, cached, found.gate, found.bias).double().mean())
         report(found, loss)
         return found, loss
 

@@ -20,7 +20,7 @@ from pgolf import artifacts
 from pgolf.budget import Clock
 from pgolf.device import synchronize
 from pgolf.errors import InputError
-from pgolf.evaluate.config import EvaluateConfig
+from pgolf.evaluate.config import CacheConfig, EvaluateConfig
 from pgolf.evaluate.run import evaluate, warm_up
 from pgolf.model.gpt import GPT
 from pgolf.report import plots
@@ -74,7 +74,7 @@ def run_evaluations(
 
 
 def _plain(model: GPT, text: Text, like: EvaluateConfig) -> float:
-    windows = replace(like, ttt="none", stride=like.seq_len)
+    windows = replace(like, ttt="none", cache=CacheConfig(), stride=like.seq_len)
     evaluate(model, *text, windows)  # compiles attention
     return evaluate(model, *text, windows).score.bpb
 
@@ -103,9 +103,10 @@ def gains_over_seconds(rows: Sequence[Mapping[str, Any]], title: str) -> Figure:
         ordered = sorted(points, key=lambda row: float(row["seconds"]))
         found = [row["seconds"] for row in ordered], [row["gain_bpb"] for row in ordered]
         axes.plot(*found, f"{marker}-", color=color, label=name)
-        for row, x, y in zip(ordered, *found, strict=True):
+        for index, (row, x, y) in enumerate(zip(ordered, *found, strict=True)):
             label = row["name"].partition(",")[2].strip()
-            axes.annotate(label, (x, y), (-6, 4), textcoords="offset points", ha="right", fontsize=8, color=color)
+            offset, side = ((6, -10), "left") if index % 2 else ((-6, 4), "right")  # neighbours lie close
+            axes.annotate(label, (x, y), offset, textcoords="offset points", ha=side, fontsize=8, color=color)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")

@@ -34,7 +34,7 @@ def sweep_temperature(
     targets: Annotated[int, typer.Option(min=1, help="Targets of the first training shard.")] = 131_072,
     params: Annotated[Path, typer.Option(help="Parameter file, for the windows.")] = paths.PARAMS,
 ) -> None:
-    """Find `evaluate.temperature` for the artifact on training text; nothing is written."""
+    """Find `evaluate.temperature` for the artifact on training text, without a cache; nothing is written."""
     from dataclasses import replace
 
     import numpy as np
@@ -43,12 +43,12 @@ def sweep_temperature(
     from pgolf.data.shards import read_shard
     from pgolf.data.tokens import open_tokens
     from pgolf.device import pick_device
-    from pgolf.evaluate.config import EvaluateConfig
+    from pgolf.evaluate.config import CacheConfig, EvaluateConfig
     from pgolf.evaluate.run import evaluate
     from pgolf.params import section
     from pgolf.quant.artifact import decode_model
 
-    config = replace(section(params, "evaluate", EvaluateConfig), ttt="none")
+    config = replace(section(params, "evaluate", EvaluateConfig), ttt="none", cache=CacheConfig())
     tokens, (device, dtype) = open_tokens(paths.TOKENS, paths.TOKENIZER), pick_device()
     model, header = decode_model(artifacts.require(paths.ARTIFACT, "compress").read_bytes(), device, dtype)
     tokens.check_model(paths.ARTIFACT, header["vocab_size"], header["tokenizer"])

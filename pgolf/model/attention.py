@@ -95,11 +95,11 @@ def using(name: str) -> Iterator[None]:
 def rounded() -> Iterator[None]:
     """Attention of float32 in bfloat16, for which alone there are fast kernels."""
     global _rounded
-    _rounded = True
+    before, _rounded = _rounded, True
     try:
         yield
     finally:
-        _rounded = False
+        _rounded = before
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None) -> Tensor:

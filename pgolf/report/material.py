@@ -119,11 +119,11 @@ class Material:
 
     @property
     def unadapted(self) -> NDArray[np.float32]:
-        """Losses of the same windows without test-time training."""
+        """Losses of the same windows without test-time training and cache."""
         if "unadapted" not in self._losses[0]:
             raise InputError(
-                f"run `{self.run.name}` has no test-time training, or nobody measured its gain "
-                "(`evaluate.ttt`, `evaluate.measure_gain`)"
+                f"run `{self.run.name}` has no test-time training and no cache, or nobody measured their "
+                "gain (`evaluate.ttt`, `evaluate.cache`, `evaluate.measure_gain`)"
             )
         found: NDArray[np.float32] = self._losses[0]["unadapted"].numpy()
         return found

@@ -22,7 +22,7 @@ HEADLINE = (
     ("nats per token", "evaluate", "val_loss", "{:.4f}"),
     ("bits per byte, plain windows", "evaluate", "quantized_bpb", "{:.4f}"),
     ("bits per byte before quantization", "score", "prequant_bpb", "{:.4f}"),
-    ("gain of test-time training", "evaluate", "ttt_gain_bpb", "{:.4f}"),
+    ("gain of test-time training and cache", "evaluate", "ttt_gain_bpb", "{:.4f}"),
     ("bytes: code", "verify-size", "bytes_code", "{:,}"),
     ("bytes: model", "verify-size", "bytes_model", "{:,}"),
     ("bytes: both", "verify-size", "bytes_total", "{:,}"),
@@ -106,7 +106,8 @@ def _headline(runs: Mapping[str, Material]) -> str:
     for label, stage, key, form in HEADLINE:
         values = [run.run.metrics.get(stage, {}).get(key) for run in runs.values()]
         if key == "ttt_gain_bpb":  # 0 where there is none: nothing to read
-            trained = [run.run.params.get("evaluate.ttt") != "none" for run in runs.values()]
+            found = [run.run.params for run in runs.values()]
+            trained = [p.get("evaluate.ttt") != "none" or p.get("evaluate.cache.sharpness", 0) > 0 for p in found]
             values = [value if ttt else None for value, ttt in zip(values, trained, strict=True)]
         if any(value is not None for value in values):
             rows.append([label, *("-" if v is None else v if isinstance(v, str) else form.format(v) for v in values)])

@@ -86,7 +86,7 @@ def compliance(found: Sequence[Evidence], rules: Rules) -> dict[str, bool]:
         "train_under_600s": all(train <= rules.train_clock.value for train, _ in clocks),
         "artifact_under_16mb": all(each.bytes_total <= rules.artifact.value for each in found),
         "eval_under_600s": all(scored <= rules.evaluation_clock.value for _, scored in clocks),
-        "no_slot": True,  # none of the four exists in this program
+        "no_slot": True,  # none of the four exists in this program; `evaluate.cache`, of states, is disclosed
         "no_pre_quant_ttt": True,
         "no_etlb": True,
         "no_ngram_cache": True,

@@ -9,7 +9,7 @@ from pgolf.submit.techniques import Technique
 
 CONDITIONS = {
     "C1 strict causal dependence": "causal attention; windows hold only earlier tokens; nothing from outside is read",
-    "C2 full normalised distribution": "one softmax over the whole vocabulary, computed before the target is read",
+    "C2 full normalised distribution": "one softmax over the whole vocabulary{cache}, before the target is read",
     "C3 score before update": "{update}",
     "C4 single left-to-right pass": "{tokens} of {tokens} targets, each scored once; the losses were added once",
 }
@@ -91,9 +91,8 @@ def readme(
     updates = {"none": "the weights never change"}
     form = first.params["evaluate"]["ttt"]
     update = updates.get(form, f"test-time training ({form}) reads tokens only after their loss is stored")
-    conditions = [
-        (name, text.format(update=update, tokens=f"{stream['scored_tokens']:,}")) for name, text in CONDITIONS.items()
-    ]
+    slots = {"update": update, "cache": _cache(first.params["evaluate"]), "tokens": f"{stream['scored_tokens']:,}"}
+    conditions = [(name, text.format(**slots)) for name, text in CONDITIONS.items()]
     return TEMPLATE.format(
         **{key: claims[key] for key in (
             "name", "blurb", "val_bpb", "val_loss", "val_bpb_std", "val_loss_std", "std_definition", "bytes_total",
@@ -120,6 +119,14 @@ def readme(
         torch=first.version("torch"), cuda=first.version("cuda"), flash=first.version("flash_attn"),
         attention=run.value("train", "attention"), files=_table(("file", "what it is"), list(files.items())),
     )  # fmt: skip
+
+
+def _cache(evaluate: Mapping[str, Any]) -> str:
+    constants = evaluate["cache"]
+    if not constants["sharpness"]:
+        return ""
+    values = ", ".join(f"{name} {value:g}" for name, value in constants.items())
+    return f", mixed with normalised weights of the document's scored targets that followed similar states ({values})"
 
 
 def _significance(claims: Mapping[str, Any], rules: Rules) -> str:

@@ -117,6 +117,8 @@ def _evaluation(found: Evidence) -> Iterator[str]:
         yield f"ttt_{form}:compile warmup done {run.value('evaluate', 'warmup_seconds'):.1f}s"
         updates = run.value("evaluate", "update_steps")
         yield f"ttt_{form}: total_docs:{run.value('tokenize', 'val_documents')} update_steps:{updates}"
+    if (cache := found.params["evaluate"]["cache"])["sharpness"]:
+        yield "cache of states: " + " ".join(f"{name}:{value:g}" for name, value in cache.items())
     score = f"val_loss:{found.val_loss:.8f} val_bpb:{found.val_bpb:.8f}"
     yield f"{FINAL.get(form, f'quantized_ttt_{form}')} {score} eval_time:{1000 * seconds:.0f}ms"
     yield f"total_eval_time:{seconds:.1f}s"

@@ -15,7 +15,7 @@ OFF = frozenset({"None", "False", "none", "0", "0.0", "1.0", "[]", "", "default"
 NEUTRAL = {"small_bits": 10, "train.ranks": 1}
 """Parameters with another neutral value."""
 
-SWITCHES = ("rows", "heads", "last", "layer", "top_k")
+SWITCHES = ("rows", "heads", "last", "layer", "top_k", "sharpness")
 """Keys whose value alone says whether their section is in use."""
 
 
@@ -43,9 +43,15 @@ def used_techniques(params: Mapping[str, Any], modules: Collection[str], page: P
             continue
         name, _, setting, module, source = cells[:5]
         named = re.findall(r"`(\w+/\w+\.py)`", module)
-        if any(f"pgolf/{path}" in modules for path in named) and _is_set(re.findall(r"`([^`]+)`", setting), flat):
+        if any(f"pgolf/{path}" in modules for path in named) and _is_set(_parameters(setting), flat):
             found.append(Technique(name, setting, source))
     return found
+
+
+def _parameters(setting: str) -> list[str]:
+    """What stands in backticks; a command beside parameters sets nothing."""
+    items = re.findall(r"`([^`]+)`", setting)
+    return [item for item in items if not item.startswith("pgolf ")] or items
 
 
 def _is_set(items: list[str], flat: Mapping[str, Any]) -> bool:

@@ -9,8 +9,8 @@ import torch
 
 from pgolf.audit import ours, probes
 from pgolf.audit.ours import probe_model, probe_scores, scaled, scoring_order
-from pgolf.evaluate import shared_ttt
-from pgolf.evaluate.config import ChunkTTTConfig, EvaluateConfig, LoRAConfig, PhasesConfig
+from pgolf.evaluate import neural_cache, shared_ttt
+from pgolf.evaluate.config import CacheConfig, ChunkTTTConfig, EvaluateConfig, LoRAConfig, PhasesConfig
 from pgolf.evaluate.documents import Documents, find_documents
 from pgolf.evaluate.run import Evaluation, evaluate
 from pgolf.evaluate.windows import Windows
@@ -34,6 +34,13 @@ BY_DOCUMENT = {
     )
     for name in ("lora", "phased")
 }  # fmt: skip
+
+
+CACHE = CacheConfig(sharpness=9.0, gate=0.7, bias=-0.5)
+TUNED = {
+    name: dataclasses.replace(BY_DOCUMENT["lora"], ttt=name, cache=CACHE, temperature=1.2)  # type: ignore[arg-type]
+    for name in ("none", "lora", "cached")
+}
 
 
 def stream(lengths: list[int], seed: int = 0) -> np.ndarray:
@@ -113,8 +120,8 @@ def faint_look_ahead(run: Run, patch: pytest.MonkeyPatch) -> None:
 
 def unnormalised(run: Run, patch: pytest.MonkeyPatch) -> None:
     """A tenth of each token's loss is forgiven, whichever the token."""
-    honest = GPT.losses
-    patch.setattr(GPT, "losses", lambda self, *args, **named: 0.9 * honest(self, *args, **named))
+    honest = GPT.surprise
+    patch.setattr(GPT, "surprise", lambda self, *args, **named: 0.9 * honest(self, *args, **named))
     run.losses = 0.9 * run.losses  # about what a run of it leaves behind: its first losses are exact
 
 
@@ -192,6 +199,34 @@ def test_adaptation_by_documents_passes_every_probe(name: str) -> None:
     findings = probe_model(model, DOCUMENTS, config, VOCAB)
     findings += probe_scores(model, DOCUMENTS, config, found.losses, np.array(found.updates), comparable=True)
     assert {finding.check: finding.verdict for finding in findings} == dict.fromkeys(CHEATS, "pass"), findings
+
+
+def probed(config: EvaluateConfig) -> dict[str, str]:
+    """Verdicts on a stream that begins with a document shorter than the windows of the probes."""
+    model, tokens = tiny(), DOCUMENTS[41:]
+    found = evaluate(model, tokens, ones(tokens), config)
+    findings = probe_model(model, tokens, config, VOCAB)
+    findings += probe_scores(model, tokens, config, found.losses, np.array(found.updates).reshape(-1, 4), True)
+    return {finding.check: finding.verdict for finding in findings}
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_a_cache_and_a_temperature_pass_every_probe(name: str) -> None:
+    found = probed(TUNED[name])
+    assert found == dict.fromkeys(CHEATS if name != "none" else set(CHEATS) - {"c3.zero_rate"}, "pass")
+
+
+def test_a_cache_that_holds_its_own_target_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = neural_cache.look_up
+
+    def cheat(states: torch.Tensor, targets: torch.Tensor, sharpness: float) -> tuple[torch.Tensor, torch.Tensor]:
+        total, cached = (pair.exp() for pair in honest(states, targets, sharpness))
+        return (total + 1).log(), ((total * cached + 1) / (total + 1)).log()
+
+    monkeypatch.setattr(neural_cache, "look_up", cheat)
+    monkeypatch.setattr(ours, "look_up", cheat)
+    found = probed(TUNED["none"])
+    assert {name for name, verdict in found.items() if verdict != "pass"} == {"c2.distribution"}
 
 
 def test_the_order_is_that_of_the_queue_and_not_of_the_stream() -> None:

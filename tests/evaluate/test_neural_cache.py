@@ -13,7 +13,7 @@ from pgolf.errors import InputError
 from pgolf.evaluate import neural_cache
 from pgolf.evaluate.config import CacheConfig, EvaluateConfig
 from pgolf.evaluate.measured import metrics
-from pgolf.evaluate.neural_cache import look_up, mix
+from pgolf.evaluate.neural_cache import States, look_up, mix
 from pgolf.evaluate.run import evaluate, references
 from pgolf.lab.cache import Document, fit_cache, fit_gate
 
@@ -89,6 +89,53 @@ def test_every_form_mixes_what_its_own_pass_left_behind(ttt):
     np.testing.assert_allclose(compared.plain_losses, plain, rtol=0, atol=2e-5)
     np.testing.assert_allclose(compared.unadapted_losses, plain, rtol=0, atol=2e-5)
     assert np.abs(result.losses - plain).max() > 0.01
+
+
+@pytest.mark.parametrize("ttt", FORMS)
+def test_a_model_in_bfloat16_keeps_its_states_so(ttt):
+    """Also where it adapts in float32."""
+    exact, tokens = tiny_model(std=0.2), stream_of(30, 12)
+    expected = evaluate(exact, tokens, ones(tokens), with_cache(ttt)).losses
+    model = tiny_model(std=0.2)
+    model.dtype = torch.bfloat16
+    found = evaluate(model, tokens, ones(tokens), with_cache(ttt)).losses
+    assert 1e-6 < np.abs(found - expected).mean() < 0.03
+
+
+def test_where_nothing_was_found_p_stays():
+    """Whatever the constants: else p would not sum to 1."""
+    found = look_up(torch.eye(2), torch.tensor([0, 0]), 0.0)
+    losses = mix(torch.tensor([1.0, 2.0]), *found, 0.0, 3.0)
+    assert losses[0] == 1
+    share = 1 / (1 + math.exp(-3))
+    assert float(losses[1]) == pytest.approx(-math.log((1 - share) * math.exp(-2) + share))
+
+
+def watch(monkeypatch, seen):
+    """Note how many states are held whenever they are looked at."""
+    consult = States.consult
+    monkeypatch.setattr(States, "consult", lambda self, *a: (seen.append(len(self.kept)), consult(self, *a)))
+
+
+def test_a_batch_of_documents_holds_its_own_states_only(monkeypatch):
+    seen, tokens = [], stream_of(9, 5, 1, 21, 30, 3)
+    watch(monkeypatch, seen)
+    evaluate(tiny_model(), tokens, ones(tokens), with_cache("cached", documents=2))
+    assert seen == [30 + 21 + 1, 9 + 5 + 1, 3 + 1 + 1]
+
+
+def test_parts_of_a_stream_give_what_the_whole_gives(monkeypatch):
+    """Documents in parts of few states; the stream begins and ends within one."""
+    model, tokens, seen = tiny_model(std=0.5), stream_of(9, 5, 1, 21, 30, 3)[3:-1], []
+    whole = evaluate(model, tokens, ones(tokens), with_cache("none")).losses
+    monkeypatch.setattr(neural_cache, "PART", 12)
+    watch(monkeypatch, seen)
+    told = []
+    parts = evaluate(model, tokens, ones(tokens), with_cache("none"), lambda *done: told.append(done)).losses
+    np.testing.assert_allclose(parts, whole, rtol=0, atol=2e-5)
+    assert seen == [12 + 1, 21 + 1, 32 + 1], "each target's state is held once, and one of scratch"
+    assert told[-1] == ("cache", len(whole), len(whole))
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
 
 
 @pytest.mark.parametrize("ttt", FORMS)
@@ -179,6 +226,20 @@ def test_the_fit_finds_the_constants_that_made_the_text():
     assert best < math.log(50) - 0.1
 
 
+def test_a_loss_belongs_to_the_constants_beside_it():
+    """Here the cache knows most where it finds least, so that the best gate would be negative, which none may be."""
+    states = torch.cat([torch.randn(30, 64, generator=torch.Generator().manual_seed(0)), torch.ones(30, 64)])
+    document = Document(torch.full((60,), 3.0), states, torch.cat([torch.zeros(30), torch.arange(1, 31)]).long())
+    told = []
+    found, best = fit_cache([document], lambda *pair: told.append(pair))
+    assert fit_gate(document.losses, *look_up(states, document.targets, found.sharpness))[0] < 0
+    assert told[-1] == (found, best)
+    for constants, loss in told:
+        assert constants.gate == 0
+        pairs = look_up(states, document.targets, constants.sharpness)
+        assert loss == pytest.approx(float(mix(document.losses, *pairs, 0.0, constants.bias).mean()), abs=2e-3)
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [
@@ -195,3 +256,9 @@ def test_what_cannot_be_is_said(section, message):
     with pytest.raises(InputError) as error:
         build(EvaluateConfig, section, "evaluate")
     assert message in str(error.value)
+
+
+def test_a_cache_alone_asks_nothing_of_adapters():
+    """Windows shorter than the default chunk of `lora`, which nobody uses."""
+    section = {"cache": {"sharpness": 100.0}, "isolate_documents": True, "seq_len": 32, "stride": 16}
+    assert build(EvaluateConfig, section, "evaluate").adapts

@@ -23,16 +23,21 @@ def test_attention_of_float32_rounds_its_inputs_and_nothing_else():
 def test_a_model_in_bfloat16_is_nearly_exact_within():
     exact, model = (tiny_model(std=0.2, layers=6, parallel_from=4).float() for _ in range(2))
     model.dtype = torch.bfloat16
+    exact.prepare(16)
+    model.prepare(16)
     ids = torch.randint(2, 24, (4, 16), generator=torch.Generator().manual_seed(0))
 
     def hidden(net):
-        net.prepare(16)
         with torch.no_grad():
             return net.hidden(ids).float()
 
     truth, coarse = hidden(exact), hidden(model)
     with precise(model, 16):
         fine = hidden(model)
+        q = torch.randn(1, 3, 2, 8)
+        assert torch.equal(attend(q, q, q), attend(q.bfloat16(), q.bfloat16(), q.bfloat16()).float())
+        assert model._cos.dtype == torch.float32
+    assert model._cos.dtype == torch.bfloat16
     assert (fine - truth).abs().mean() < (coarse - truth).abs().mean() / 2
     assert model.dtype == torch.bfloat16
     assert torch.equal(hidden(model), coarse)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pgolf.errors import InputError
-from pgolf.evaluate.config import ChunkTTTConfig, EvaluateConfig
+from pgolf.evaluate.config import CacheConfig, ChunkTTTConfig, EvaluateConfig
 from pgolf.evaluate.score import summarize, token_losses, windows_for
 from pgolf.lab.evaluations import Text, gains_over_seconds, plan_evaluations, run_evaluations
 from pgolf.model.config import ModelConfig
@@ -57,12 +57,16 @@ def test_rows_are_measured_and_drawn(tmp_path):
     plain = EvaluateConfig(seq_len=16, stride=16, isolate_documents=True, batch_tokens=64)
     sliding = EvaluateConfig(seq_len=16, stride=4, isolate_documents=True, batch_tokens=64)
     wild = dataclasses.replace(plain, ttt="chunk", chunk=ChunkTTTConfig(freeze_blocks=9))
+    cached = dataclasses.replace(plain, cache=CacheConfig(sharpness=20.0, bias=1.0))
+    before = run_evaluations(model, text, {"cache": cached}, tmp_path / "cache.json")
     rows = {"windows, plain": plain, "windows, sliding": sliding, "wild": wild}
     found = run_evaluations(model, text, rows, tmp_path / "results.json")
     kept = json.loads((tmp_path / "results.json").read_text())
     assert kept["rows"] == found
     expected = summarize(token_losses(model, tokens, windows_for(tokens, sliding, 4), 64), text.token_bytes[1:])
     assert found[0]["gain_bpb"] == pytest.approx(0.0, abs=1e-9)
+    assert before[0]["gain_bpb"] == pytest.approx(kept["plain_bpb"] - before[0]["bpb"]), "plain is without a cache"
+    assert abs(before[0]["gain_bpb"]) > 0.01
     assert found[1]["bpb"] == pytest.approx(expected.bpb)
     assert found[1]["gain_bpb"] == pytest.approx(kept["plain_bpb"] - expected.bpb)
     assert found[1]["targets_per_second"] == pytest.approx(96 / found[1]["seconds"])

@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from pgolf.errors import InputError
 from pgolf.report import heatmap
 from pgolf.report.command import _short
 from pgolf.report.material import Material
+from pgolf.report.page import _headline
 from pgolf.report.pictures import PICTURES
 from pgolf.runs import load_run
 
@@ -262,3 +264,14 @@ def test_the_browser_test_sees_an_error(tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert "CONSOLE" in done.stderr
+
+
+def test_the_gain_of_a_cache_alone_is_shown():
+    def headline(**params):
+        run = SimpleNamespace(metrics={"evaluate": {"ttt_gain_bpb": 0.0123}}, params=params)
+        return _headline({"run": SimpleNamespace(run=run)})
+
+    assert "0.0123" in headline(**{"evaluate.ttt": "none", "evaluate.cache.sharpness": 90.0})
+    assert "0.0123" in headline(**{"evaluate.ttt": "lora", "evaluate.cache.sharpness": 0.0})
+    assert "0.0123" not in headline(**{"evaluate.ttt": "none", "evaluate.cache.sharpness": 0.0})
+    assert "0.0123" not in headline(**{"evaluate.ttt": "none"}), "a run of before there was one"

@@ -270,6 +270,9 @@ def test_optional_modules_exist_and_follow_the_parameters() -> None:
         ("train", "qat", {"below": 0.15, "last": 0.0}, "pgolf.train.qat"),
         ("train", "finish", {"replay_batches": 0, "distill_steps": 50}, "pgolf.train.finishing"),
         ("evaluate", "ttt", "chunk", "pgolf.evaluate.chunk_ttt"),
+        ("evaluate", "seconds", 600.0, "pgolf.evaluate.pace"),
+        ("evaluate", "cache", {"sharpness": 90.0}, "pgolf.evaluate.neural_cache"),
+        ("evaluate", "lora", {"optimizer": "adamw", "carry": 0.5}, "pgolf.evaluate.carry"),
     ):
         assert module in optional_modules(params)
         changed = params | {section: params[section] | {key: value}}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from pgolf.report.compare import find_runs
 from pgolf.rules import load_rules
 from pgolf.runs import Run, load_run
 from pgolf.sections import load_sections
+from pgolf.submit import readme, run_log
 from pgolf.submit.claims import About, compliance
 from pgolf.submit.evidence import gather
 from pgolf.submit.leaderboard import RECORDS
@@ -185,8 +187,21 @@ def test_the_readme_holds_the_table_and_the_commands(folder: Path) -> None:
     for condition in ("C1", "C2", "C3", "C4"):
         assert f"| {condition} " in text
     assert "| Muon | `train.muon` | Jordan et al. 2024 |" in text
+    assert "| one softmax over the whole vocabulary, before the target is read |" in text
     named = re.findall(r"^\| (\S+) \| ", text.partition("## Files")[2], re.MULTILINE)
     assert {*named} - {"file", "---"} <= {path.name + "/" * path.is_dir() for path in folder.iterdir()}
+
+
+def test_a_cache_is_told_in_log_and_readme() -> None:
+    cache = {"sharpness": 90.0, "gate": 0.4, "bias": -3.0}
+    for constants, told in ((cache, True), (cache | {"sharpness": 0.0}, False)):
+        params = {"evaluate": {"ttt": "none", "cache": constants}}
+        run: Any = SimpleNamespace(value=lambda stage, key: 1.0)
+        found: Any = SimpleNamespace(run=run, params=params, val_loss=1.0, val_bpb=1.0)
+        lines = [*run_log._evaluation(found)]
+        assert ("cache of states: sharpness:90 gate:0.4 bias:-3" in lines) == told
+        assert ("(sharpness 90, gate 0.4, bias -3)" in readme._cache(params["evaluate"])) == told
+        assert bool(readme._cache(params["evaluate"])) == told
 
 
 def test_the_recorded_folder_can_be_compared(folder: Path) -> None:
@@ -297,6 +312,9 @@ def test_techniques_are_those_of_the_parameters() -> None:
     )
     assert names({"model": {"attn_gate": "sparse"}}) - plain == {"Sparse gate"}
     assert plain - names({"model": {"xsa_layers": 0}}) == {"XSA"}
+    assert names({"evaluate": {"temperature": 1.1}}) - plain == {"Temperature"}
+    cache = params["evaluate"]["cache"] | {"sharpness": 90.0}
+    assert names({"evaluate": {"cache": cache}}) - plain == {"Cache of states"}
     fewer = [module for module in modules if not module.startswith("pgolf/train/")]
     assert "Muon" not in {row.name for row in used_techniques(params, fewer, ROOT / "docs/techniques.md")}
 
