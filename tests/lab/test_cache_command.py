@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from one_layer import one_layer
 from typer.testing import CliRunner
 
 import pgolf.artifacts
@@ -18,7 +19,6 @@ import pgolf.quant.artifact
 from pgolf.cli import app
 from pgolf.evaluate.config import CacheConfig, EvaluateConfig
 from pgolf.evaluate.run import evaluate
-from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import GPT
 from pgolf.params import section
 
@@ -26,12 +26,7 @@ VOCAB = 24
 
 
 def tiny() -> GPT:
-    torch.manual_seed(0)
-    shape = ModelConfig(
-        layers=1, dim=16, heads=2, kv_heads=1, mlp_mult=1.0, rope_dims=4, xsa_layers=0, parallel="none",
-        loop_start=0, loop_end=0, loop_runs=1,
-    )  # fmt: skip
-    model = GPT(shape, VOCAB)
+    model = one_layer(VOCAB)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return model

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from one_layer import one_layer
 
 from pgolf.errors import InputError
 from pgolf.evaluate.config import CacheConfig, ChunkTTTConfig, EvaluateConfig
 from pgolf.evaluate.score import summarize, token_losses, windows_for
 from pgolf.lab.evaluations import Text, gains_over_seconds, plan_evaluations, run_evaluations
-from pgolf.model.config import ModelConfig
-from pgolf.model.gpt import GPT
 from pgolf.sweep.grid import read_grid
 
 ROOT = Path(__file__).parents[2]
@@ -45,12 +43,7 @@ def test_rows_share_the_artifact(tmp_path, document, message):
 
 
 def test_rows_are_measured_and_drawn(tmp_path):
-    torch.manual_seed(0)
-    shape = ModelConfig(
-        layers=1, dim=16, heads=2, kv_heads=1, mlp_mult=1.0, rope_dims=4, xsa_layers=0, parallel="none",
-        loop_start=0, loop_end=0, loop_runs=1,
-    )  # fmt: skip
-    model = GPT(shape, VOCAB)
+    model = one_layer(VOCAB)
     tokens = np.random.default_rng(0).integers(2, VOCAB, 97).astype(np.uint16)
     tokens[::32] = 1
     text = Text(tokens, np.full(97, 3))
