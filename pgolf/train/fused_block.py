@@ -22,50 +22,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pgolf.kernels.activation import activation_backward, activation_forward, round_gradient
 from pgolf.kernels.float8 import Eighth, product
 from pgolf.kernels.gated_output import Gate, gated_backward, gated_forward
-from pgolf.kernels.heads import Shape, heads_backward, heads_forward
+from pgolf.kernels.heads import heads_backward, heads_forward
 from pgolf.kernels.lane_sum import lanes_backward, lanes_forward
-from pgolf.kernels.leaky_mlp import backward as leaky_backward
-from pgolf.kernels.leaky_mlp import hidden_units
-from pgolf.kernels.residual_norm import MixGradients, Normed, mix_backward, norm_backward, norm_forward
-from pgolf.model.attention import Segments, attend
-from pgolf.train.folded import Weights, unfold, weight_gradient
-
-
-class Parameters(NamedTuple):
-    """What gradients flow to, float32."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    out: Tensor
-    up: Tensor
-    down: Tensor
-    gain: Tensor
-    gate: Tensor | None
-    attn_scale: Tensor
-    mlp_scale: Tensor
-    mix: Tensor
-
-
-class Call(NamedTuple):
-    """What one pass through a block needs besides."""
-
-    weights: Weights
-    scale: Tensor
-    """s []."""
-    one: Tensor
-    """1.0 []."""
-    tables: tuple[Tensor, Tensor]
-    segments: Segments | None
-    shape: Shape
-    slope: float
-    exclusive: bool
-    gate_factor: float
-    factor8: float | None = None
-    """Factor on gradients in float8; None: products are in the type of the activations."""
+from pgolf.kernels.residual_norm import MixGradients, Normed, mix_backward, norm_forward
+from pgolf.model.attention import attend
+from pgolf.train.folded import unfold, weight_gradient
+from pgolf.train.fused_call import Call, Parameters, back
+from pgolf.train.fused_mlp import Fed, FeedGradients, feed_backward, feed_forward, feed_out, into
 
 
 class Attended(NamedTuple):
@@ -131,43 +96,6 @@ def attention_backward(call: Call, kept: Attended, g: Tensor, p: Parameters) -> 
     )  # fmt: skip
 
 
-def back(call: Call, g: Tensor, g8: Tensor | None, name: str) -> Tensor:
-    """The gradient of what a folded matrix multiplies, from that of its product: in float8 where g8 is there."""
-    if g8 is None or call.weights.eight is None:
-        matrix: Tensor = getattr(call.weights, name)
-        return g @ matrix
-    return product(Eighth(g8, call.weights.eight.gradient), getattr(call.weights.eight, f"{name}_back"))
-
-
-def feed_forward(call: Call, normed: Normed) -> tuple[Tensor, Tensor]:
-    """f [N, F], and what its gradient needs besides."""
-    eight = call.weights.eight
-    if normed.y8 is None or eight is None:
-        return hidden_units(normed.y, call.weights.up, call.slope)
-    p = product(Eighth(normed.y8, eight.norm), eight.up)
-    return activation_forward(p, call.slope), p
-
-
-class FeedGradients(NamedTuple):
-    """Of n [N, d] and of the parameters."""
-
-    n: Tensor
-    up: Tensor
-    down: Tensor
-    mlp_scale: Tensor
-
-
-def feed_backward(call: Call, n: Tensor, f: Tensor, signs: Tensor, g: Tensor, p: Parameters) -> FeedGradients:
-    """g [N, d] is the gradient of the MLP's output f W2'^T."""
-    down, mlp_scale = unfold(weight_gradient(g, f), p.down, p.mlp_scale)
-    if call.factor8 is None:
-        dp, dp8 = leaky_backward(g, call.weights.down, f, signs, call.slope), None
-    else:
-        df = back(call, g, round_gradient(g, call.factor8), "down")
-        dp, dp8 = activation_backward(df, signs, call.slope, call.factor8)
-    return FeedGradients(back(call, dp, dp8, "up"), weight_gradient(dp, n), down, mlp_scale)
-
-
 def _gradients(call: Call, a: AttentionGradients, m: FeedGradients, mixed: MixGradients) -> Parameters:
     width = call.shape.kv_heads * call.shape.head_dim
     query, key, value = torch.split(a.qkv, [len(a.qkv) - 2 * width, width, width])
@@ -184,29 +112,28 @@ class SequentialBlock(torch.autograd.Function):
         p = Parameters(*parameters)  # type: ignore[arg-type]
         first = norm_forward(x, call.scale, x0, p.mix, call.factor8 is not None)
         ctx.attended = attention_forward(call, first, p)
-        h = first.h.addmm_(ctx.attended.z, call.weights.out.T)
-        second = norm_forward(h, call.scale, eight=call.factor8 is not None)
-        f, signs = feed_forward(call, second)
-        h.addmm_(f, call.weights.down.T)
+        h, squares = into(call, first.h, ctx.attended.z)
+        fed = feed_forward(call, h, squares)
+        out = feed_out(call, fed, h)
         ctx.call = call
-        ctx.save_for_backward(x, x0, first.inverse, second.y, second.inverse, f, signs, *parameters)
+        ctx.save_for_backward(x, x0, first.inverse, *fed, *parameters)
         ctx.set_materialize_grads(False)
-        return h, x0.detach()
+        return out, x0.detach()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
         g, later = upstream
         if g is None:
             return None, None, later, *(None for _ in Parameters._fields)
-        call, (x, x0, inverse, n2, inverse2, f, signs, *parameters) = ctx.call, ctx.saved_tensors
-        attended, ctx.attended, p, g = ctx.attended, None, Parameters(*parameters), g.contiguous()
-        fed = feed_backward(call, n2, f, signs, g, p)
-        dh = norm_backward(fed.n, g, call.one, n2, call.scale, inverse2)
-        read = attention_backward(call, attended, dh, p)
+        call, (x, x0, inverse, *kept) = ctx.call, ctx.saved_tensors
+        fed, p, g = Fed(*kept[: len(Fed._fields)]), Parameters(*kept[len(Fed._fields) :]), g.contiguous()
+        attended, ctx.attended = ctx.attended, None
+        fed_back = feed_backward(call, fed, g, g, call.one, p)
+        read = attention_backward(call, attended, fed_back.h, p)
         mixed = mix_backward(
-            read.n, read.narrow, dh, call.one, x, x0, p.mix, call.scale, inverse, later, inside=True
+            read.n, read.narrow, fed_back.h, call.one, x, x0, p.mix, call.scale, inverse, later, inside=True
         )  # fmt: skip
-        return None, mixed.x, mixed.x0, *_gradients(call, read, fed, mixed)
+        return None, mixed.x, mixed.x0, *_gradients(call, read, fed_back, mixed)
 
 
 class LanesBlock(torch.autograd.Function):
@@ -221,29 +148,26 @@ class LanesBlock(torch.autograd.Function):
         first = norm_forward(lane0, call.scale, x0, p.mix, call.factor8 is not None)
         ctx.attended = attention_forward(call, first, p)
         a = torch.mm(ctx.attended.z, call.weights.out.T, out=first.h)
-        second = norm_forward(lane1, call.scale, eight=call.factor8 is not None)
-        f, signs = feed_forward(call, second)
-        m = f @ call.weights.down.T
+        fed = feed_forward(call, lane1)
+        m = fed.f @ call.weights.down.T
         ctx.call = call
-        ctx.save_for_backward(
-            lane0, lane1, x0, post, carry, first.inverse, a, second.y, second.inverse, f, signs, m, *parameters
-        )  # fmt: skip
+        ctx.save_for_backward(lane0, lane1, x0, post, carry, first.inverse, a, m, *fed, *parameters)
         ctx.set_materialize_grads(False)
         return *lanes_forward((lane0, lane1), a, m, post, carry), x0.detach()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
         call, saved = ctx.call, ctx.saved_tensors
-        lane0, lane1, x0, post, carry, inverse, a, n2, inverse2, f, signs, m, *parameters = saved
+        lane0, lane1, x0, post, carry, inverse, a, m, *kept = saved
+        fed, p = Fed(*kept[: len(Fed._fields)]), Parameters(*kept[len(Fed._fields) :])
         g0, g1 = (torch.zeros_like(a) if g is None else g.contiguous() for g in upstream[:2])
-        attended, ctx.attended, p = ctx.attended, None, Parameters(*parameters)
+        attended, ctx.attended = ctx.attended, None
         summed = lanes_backward((g0, g1), (lane0, lane1), a, m, post)
-        fed = feed_backward(call, n2, f, signs, summed.m, p)
-        d_lane1 = norm_backward(fed.n, g1, carry[1], n2, call.scale, inverse2)
+        fed_back = feed_backward(call, fed, summed.m, g1, carry[1], p)
         read = attention_backward(call, attended, summed.a, p)
         mixed = mix_backward(
             read.n, read.narrow, g0, carry[0], lane0, x0, p.mix, call.scale, inverse, upstream[2], inside=False
         )  # fmt: skip
         return (
-            None, mixed.x, d_lane1, mixed.x0, summed.post, summed.carry, *_gradients(call, read, fed, mixed)
+            None, mixed.x, fed_back.h, mixed.x0, summed.post, summed.carry, *_gradients(call, read, fed_back, mixed)
         )  # fmt: skip

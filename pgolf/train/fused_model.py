@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pgolf.kernels import epilogue
 from pgolf.kernels.float8 import GRADIENT
 from pgolf.kernels.gated_output import WINDOW
 from pgolf.kernels.heads import Shape
@@ -14,7 +15,8 @@ from pgolf.model.context import Context
 from pgolf.model.gpt import GPT
 from pgolf.train.fast import fits as fits_mlp
 from pgolf.train.folded import Folded, matrix
-from pgolf.train.fused_block import Call, LanesBlock, Parameters, SequentialBlock
+from pgolf.train.fused_block import LanesBlock, SequentialBlock
+from pgolf.train.fused_call import Call, Parameters
 
 if TYPE_CHECKING:
     from pgolf.model.lanes import Lanes
@@ -74,7 +76,8 @@ class Fused:
         weights = self.folded(x.dtype, self.chain.number, None if factor is None else (context.scale, factor))
         return Call(
             weights, context.scale, self.one, context.tables, context.segments, shape, self.block.mlp.slope,
-            attn.exclusive_output, attn.gate_scale if attn.gate is not None else 0.0, factor,
+            attn.exclusive_output, attn.gate_scale if attn.gate is not None else 0.0,
+            epilogue.present() and not self.eight, factor,
         )  # fmt: skip
 
 

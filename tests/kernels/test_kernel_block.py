@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from pgolf.kernels import leaky_mlp
+from pgolf.kernels import elements, epilogue, leaky_mlp
 from pgolf.kernels.activation import round_gradient
 from pgolf.kernels.float8 import Eighth, product
 from pgolf.kernels.residual_norm import norm_forward
@@ -71,8 +71,16 @@ def assert_alike(found, expected, bound=1e-4):
         assert float((gradient - expected[1][name]).norm() / expected[1][name].norm()) < bound, name
 
 
+@pytest.fixture(params=[False, True], ids=["passes", "epilogues"])
+def epilogues(request, monkeypatch):
+    """Both forms of the MLP half; the sign of a hidden unit is then the last bit of a float32."""
+    monkeypatch.setattr(epilogue, "present", lambda: request.param)
+    monkeypatch.setattr(elements, "PLACE", 0)
+    return request.param
+
+
 @pytest.mark.skipif(ON_GPU, reason="the interpreter runs without a GPU")
-def test_a_packed_model_trains_alike():
+def test_a_packed_model_trains_alike(epilogues):
     """Also after a step of AdamW, which changes the weights in place."""
     segments = Segments(torch.tensor([0, 4, LENGTH], dtype=torch.int32), 6)
     model, twin = write_out(build()), build()

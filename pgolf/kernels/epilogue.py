@@ -1,0 +1,81 @@
+"""A matrix product with a function of each element at its end, on Hopper by CuTe DSL through quack-kernels (Dao 2025).
+
+    acc = a b^T,  a [N, K], b [n, K];   out = function(acc, ...)["D"];   sums[name] [N] = sum over n of x y
+
+The function is written once, with operators and `pgolf.kernels.elements`. Its arguments after `acc`: `c` is an addend
+of the form of `out`, others are tensors [N, n], vectors [N] or numbers. On a CPU it is called with tensors, so that
+the tests of a block cover every formula; on a GPU with the elements of an accumulator, before they leave the registers.
+"""
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Tile(NamedTuple):
+    """Of the result, what one program computes at a time."""
+
+    rows: int = 128
+    columns: int = 256
+    together: int = 2
+    """Programs along the rows that share what they load."""
+    pingpong: bool = False
+    """Two tiles in turn: one's epilogue runs under the other's product."""
+
+
+@functools.cache
+def present() -> bool:
+    """Whether this machine has such products."""
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
+        return False
+    return importlib.util.find_spec("quack") is not None
+
+
+class Product:
+    """The product, and the names of its sums, for which the function returns (x, y)."""
+
+    def __init__(
+        self, function: Callable[..., dict[str, Any]], sums: tuple[str, ...] = (), tile: Tile | None = None
+    ) -> None:
+        self.function, self.sums, self.tile = function, sums, tile or Tile()
+
+    def __call__(
+        self, a: Tensor, b: Tensor, out: Tensor, c: Tensor | None = None, **operands: Tensor | float
+    ) -> dict[str, Tensor]:
+        """Writes `out` [N, n], which may be `c`; the parts of each sum [N, parts] float32."""
+        if a.device.type == "cpu":
+            return self._by_tensors(a, b, out, c, operands)
+        parts = -(-out.size(1) // self.tile.columns)
+        found = {name: out.new_empty(len(out), parts, dtype=torch.float32) for name in self.sums}
+        given = {name: value[None] if _is_vector(value) else value for name, value in operands.items()}  # type: ignore[index]
+        self._kernel.gemm(
+            a, b, out, c, epi_args={**given, **found}, tile_M=self.tile.rows, tile_N=self.tile.columns,
+            cluster_M=self.tile.together, pingpong=self.tile.pingpong,
+        )  # fmt: skip
+        return found
+
+    @functools.cached_property
+    def _kernel(self) -> Any:
+        from quack.epilogue import gemm_epilogue
+        from quack.epilogue.ops import ColVecReduce
+
+        return gemm_epilogue(reduces={name: ColVecReduce(name, scaled=True) for name in self.sums})(self.function)
+
+    def _by_tensors(
+        self, a: Tensor, b: Tensor, out: Tensor, c: Tensor | None, operands: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        wide = torch.promote_types(out.dtype, torch.float32)
+        given = {name: value.to(wide) for name, value in operands.items() if isinstance(value, Tensor)}
+        given = {name: value[:, None] if _is_vector(value) else value for name, value in given.items()}
+        added = {} if c is None else {"c": c.to(wide)}
+        result = self.function(a.to(wide) @ b.to(wide).T, **{**operands, **given, **added})
+        out.copy_(result["D"])
+        return {name: (result[name][0] * result[name][1]).sum(1, keepdim=True) for name in self.sums}
+
+
+def _is_vector(value: object) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 1

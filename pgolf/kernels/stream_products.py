@@ -1,0 +1,52 @@
+"""The products of a block's MLP half, and into the residual stream, with all that surrounds them in their epilogues.
+
+    h <- h + z Wo'^T,             squares of a row: sum h^2, from which q = 1 / sqrt(mean(h^2) + eps)
+    p = s q (h W1^T) = n W1^T     n = s q h is nowhere stored:  f = LeakyReLU(slope)(p)^2,  h <- h + f W2'^T
+    backward, g of the output, df = g W2', dp = df f'(p):
+        dp' = s q dp = s q df 2 sqrt(f) (1 where p > 0, -slope otherwise)       dW1 = dp'^T h,  dW2' = g^T f
+        dh = c g + dp' W1 - h q^2 / d sum_k p_k dp_k,      p f'(p) = 2 f, so the sum is 2 sum_k df_k f_k
+
+The last line is the gradient of RMSNorm, whose mean over n dn needs no dn: n . dn = n . (dp W1) = p . dp.
+f carries the sign of p in its last bit (`pgolf.kernels.elements.marked`).
+"""
+
+from typing import Any
+
+from pgolf.kernels.elements import is_marked, marked, maximum, root
+from pgolf.kernels.epilogue import Product
+
+
+def _into_stream(acc: Any, c: Any) -> dict[str, Any]:
+    h = acc + c
+    return {"D": h, "squares": (h, h)}
+
+
+def _added(acc: Any, c: Any) -> dict[str, Any]:
+    return {"D": acc + c}
+
+
+def _hidden(acc: Any, factor: Any, slope: Any) -> dict[str, Any]:
+    p = acc * factor
+    leaky = maximum(p, p * slope)
+    return {"D": marked(leaky * leaky, p)}
+
+
+def _hidden_backward(acc: Any, f: Any, factor: Any, slope: Any) -> dict[str, Any]:
+    steepness = root(f) * (2.0 - is_marked(f) * (2.0 + 2.0 * slope))
+    return {"D": acc * steepness * factor, "along": (acc, f)}
+
+
+def _past_norm(acc: Any, c: Any, h: Any, along: Any, carry: Any) -> dict[str, Any]:
+    return {"D": acc + c * carry - h * along}
+
+
+into_stream = Product(_into_stream, ("squares",))
+"""(z, Wo', out, c=h)."""
+added = Product(_added)
+"""(f, W2', out, c=h)."""
+hidden = Product(_hidden)
+"""(h, W1, f, factor = s q [N], slope)."""
+hidden_backward = Product(_hidden_backward, ("along",))
+"""(g, W2'^T, dp', f=f, factor = s q, slope), and the sum of df f."""
+past_norm = Product(_past_norm)
+"""(dp', W1^T, dh, c=g, h=h, along = q^2 / d sum of p dp [N], carry = c)."""
