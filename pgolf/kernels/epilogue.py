@@ -21,8 +21,8 @@ class Tile(NamedTuple):
 
     rows: int = 128
     columns: int = 256
-    together: int = 2
-    """Programs along the rows that share what they load."""
+    cluster: tuple[int, int] = (2, 1)
+    """Programs along rows and columns that share what they load."""
     pingpong: bool = False
     """Two tiles in turn: one's epilogue runs under the other's product."""
 
@@ -54,7 +54,7 @@ class Product:
         given = {name: value[None] if _is_vector(value) else value for name, value in operands.items()}  # type: ignore[index]
         self._kernel.gemm(
             a, b, out, c, epi_args={**given, **found}, tile_M=self.tile.rows, tile_N=self.tile.columns,
-            cluster_M=self.tile.together, pingpong=self.tile.pingpong,
+            cluster_M=self.tile.cluster[0], cluster_N=self.tile.cluster[1], pingpong=self.tile.pingpong,
         )  # fmt: skip
         return found
 
