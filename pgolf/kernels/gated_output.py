@@ -1,49 +1,40 @@
 """Exclusive self-attention and the narrow output gate, one pass forward and one backward.
 
-    u = v / max(|v|, 1e-12), c = y . u;  z = g (y - c u),  g = sigmoid(k W n[:window])      (PR 265, 1787)
-    backward, e = g dz:
-        dy = e - (e . u) u        du = -(c e + (e . u) y)        dv = (du - (du . u) u) / |v|, summed over the group
-        dl = dz . (y - c u) k g (1 - g);  dn[:window] = W^T dl;  dW = sum over tokens of dl n[:window]^T
+    s = max(v . v, 1e-24), a = y . v / s;  z = g (y - a v),  g = sigmoid(k W n[:window])      (PR 265, 1787)
+    backward, b = dz . v / s:
+        dy = g (dz - b v);  dv = -g (a (dz - b v) + b (y - a v)), summed over the group
+        delta = dy . y = g (dz . y - a b s);  dl = delta k (1 - g)
+        dn[:window] = W^T dl;  dW = sum over tokens of dl n[:window]^T
 
-y [T, H, D], v [T, Hkv, D] inside a wider matrix, n [T, d >= 16], W [H, window] float32. Either half can be left out.
+So a head takes four sums over its dimensions: y . v, dz . v, dz . y and v . v. y [T, H, D], v [T, Hkv, D] inside a
+wider matrix, n [T, d >= 16], W [H, window] float32. Either half can be left out. The gates g are kept for the backward
+pass; what follows from delta [T, H] is a small pass of its own.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pgolf.kernels.launch import rows
+from pgolf.kernels.launch import rows, shares
 
-FORWARD_TOKENS, TOKENS = 16, 8
-"""Tokens of a program, forward and backward; the fastest of 4, 8 and 16 on an H200."""
+FORWARD_TOKENS = 16
+"""Tokens of a program; the fastest of 4, 8 and 16 on an H200."""
+TOKENS, WARPS = 4, 4
+"""Tokens and warps of a program of the backward pass."""
+GATE_TOKENS = 32
+"""Tokens that a program of the gate's backward pass takes at once."""
 WINDOW = 16
 """Columns of n that a program reads; where the window is narrower, the weight of the others is 0."""
 
 
 @triton.jit
-def _gate(n, w, token, head, tokens, stride, factor, window, WINDOW: tl.constexpr):
-    columns = tl.arange(0, WINDOW)[None, :]
-    near = tl.load(n + token[:, None] * stride + columns, mask=(token < tokens)[:, None], other=0.0).to(tl.float32)
-    weight = tl.load(w + head[:, None] * window + columns, mask=columns < window, other=0.0).to(tl.float32)
-    return near, weight, tl.sigmoid(factor * tl.sum(near * weight, 1))
-
-
-@triton.jit
-def _unit_value(v, token, head, columns, inside, stride, D: tl.constexpr):
-    """u and |v|, of key heads."""
-    own = tl.load(v + token[:, None] * stride + head[:, None] * D + columns, mask=inside, other=0.0).to(tl.float32)
-    length = tl.maximum(tl.sqrt(tl.sum(own * own, 1)), 1e-12)[:, None]
-    return own / length, length
-
-
-@triton.jit
 def _gated_forward(
-    y, v, n, w, z, tokens, v_stride, n_stride, factor, window,
+    y, v, n, w, z, gates, tokens, v_stride, n_stride, factor, window,
     H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, T: tl.constexpr, WINDOW: tl.constexpr, XSA: tl.constexpr,
     GATE: tl.constexpr,
 ):  # fmt: skip
@@ -51,48 +42,72 @@ def _gated_forward(
     place = (token * H + head)[:, None] * D + columns
     value = tl.load(y + place, mask=inside, other=0.0).to(tl.float32)
     if XSA:
-        unit, _ = _unit_value(v, token, head // (H // KV), columns, inside, v_stride, D)
-        value -= tl.sum(value * unit, 1)[:, None] * unit
+        own_place = token[:, None] * v_stride + (head // (H // KV))[:, None] * D + columns
+        own = tl.load(v + own_place, mask=inside, other=0.0).to(tl.float32)
+        along = tl.sum(value * own, 1) / tl.maximum(tl.sum(own * own, 1), 1e-24)
+        value -= along[:, None] * own
     if GATE:
-        _, _, g = _gate(n, w, token, head, tokens, n_stride, factor, window, WINDOW)
-        value *= g[:, None]
+        narrow, there = tl.arange(0, WINDOW)[None, :], token < tokens
+        near = tl.load(n + token[:, None] * n_stride + narrow, mask=there[:, None], other=0.0).to(tl.float32)
+        weight = tl.load(w + head[:, None] * window + narrow, mask=narrow < window, other=0.0).to(tl.float32)
+        gate = tl.sigmoid(factor * tl.sum(near * weight, 1))
+        tl.store(gates + token * H + head, gate, mask=there)
+        value *= gate[:, None]
     tl.store(z + place, value, mask=inside)
 
 
 @triton.jit
 def _gated_backward(
-    dz, y, v, n, w, dy, dv, dn, dw, tokens, v_stride, n_stride, factor, window,
-    H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, T: tl.constexpr, WINDOW: tl.constexpr, XSA: tl.constexpr,
-    GATE: tl.constexpr,
+    dz, y, v, gates, dy, dv, delta, tokens, v_stride,
+    H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, T: tl.constexpr, XSA: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
-    token, head, columns, inside = rows(tokens, H, D, T)
-    place = (token * H + head)[:, None] * D + columns
-    value = tl.load(y + place, mask=inside, other=0.0).to(tl.float32)
-    e = tl.load(dz + place, mask=inside, other=0.0).to(tl.float32)
-    rest = value
-    if XSA:
-        unit, length = _unit_value(v, token, head // (H // KV), columns, inside, v_stride, D)
-        c = tl.sum(value * unit, 1)[:, None]
-        rest = value - c * unit
+    """A tile is [tokens and key heads, query heads of a key head, D], and dv a sum over its second axis."""
+    each = tl.arange(0, T * KV)[:, None, None]
+    token, key = (tl.program_id(0) * T + each // KV).to(tl.int64), each % KV
+    columns = tl.arange(0, D)[None, None, :]
+    there = token < tokens
+    inside = there & (columns < D)
+    row = token * H + key * (H // KV) + tl.arange(0, H // KV)[None, :, None]
+    value = tl.load(y + row * D + columns, mask=inside, other=0.0).to(tl.float32)
+    e = tl.load(dz + row * D + columns, mask=inside, other=0.0).to(tl.float32)
+    gate = 1.0
     if GATE:
-        near, weight, g = _gate(n, w, token, head, tokens, n_stride, factor, window, WINDOW)
-        dl = (tl.sum(e * rest, 1) * (factor * g * (1.0 - g)))[:, None]
-        e *= g[:, None]
-        narrow = tl.arange(0, WINDOW)[None, :]
-        dn_token = tl.sum(tl.reshape(dl * weight, (T, H, WINDOW)), 1)
-        row_token = (tl.program_id(0) * T + tl.arange(0, T)).to(tl.int64)[:, None]
-        tl.store(dn + row_token * WINDOW + narrow, dn_token, mask=(row_token < tokens) & (narrow < WINDOW))
-        dw_head = tl.sum(tl.reshape(dl * near, (T, H, WINDOW)), 0)
-        tl.store(dw + (tl.program_id(0) * H + tl.arange(0, H))[:, None] * WINDOW + narrow, dw_head)
+        gate = tl.load(gates + row, mask=there, other=0.0)
+    product = tl.sum(e * value, 2, keep_dims=True)
     if XSA:
-        along = tl.sum(e * unit, 1)[:, None]
-        du = -(c * e + along * value)
-        dv_head = (du - tl.sum(du * unit, 1)[:, None] * unit) / length
-        group = tl.sum(tl.reshape(dv_head, (T * KV, H // KV, D)), 1)
-        row_value = (tl.arange(0, T * KV).to(tl.int64) + tl.program_id(0).to(tl.int64) * (T * KV))[:, None]
-        tl.store(dv + row_value * D + columns, group, mask=(row_value < tokens * KV) & (columns < D))
-        e -= along * unit
-    tl.store(dy + place, e, mask=inside)
+        own = tl.load(v + token * v_stride + key * D + columns, mask=inside, other=0.0).to(tl.float32)
+        inverse = 1.0 / tl.maximum(tl.sum(own * own, 2, keep_dims=True), 1e-24)
+        y_v = tl.sum(value * own, 2, keep_dims=True)
+        a, b = y_v * inverse, tl.sum(e * own, 2, keep_dims=True) * inverse
+        product -= y_v * b
+        e -= b * own
+        value -= a * own
+        dv_heads = (gate * a) * e + (gate * b) * value
+        tl.store(dv + (token * KV + key) * D + columns, -tl.sum(dv_heads, 1, keep_dims=True), mask=inside)
+    if GATE:
+        tl.store(delta + row, gate * product, mask=there)
+    tl.store(dy + row * D + columns, gate * e, mask=inside)
+
+
+@triton.jit
+def _gate_backward(
+    delta, gates, n, w, dn, dw, tokens, turns, n_stride, factor, window,
+    H: tl.constexpr, T: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """A program takes `turns` times T tokens and adds up its own dW."""
+    head, narrow = tl.arange(0, H)[None, :], tl.arange(0, WINDOW)[None, :]
+    w_place = tl.arange(0, H)[:, None] * window + narrow
+    weight = tl.load(w + w_place, mask=narrow < window, other=0.0).to(tl.float32)
+    total = tl.zeros((H, WINDOW), tl.float32)
+    for turn in range(turns):
+        token = ((tl.program_id(0) * turns + turn) * T + tl.arange(0, T)).to(tl.int64)[:, None]
+        there = token < tokens
+        gate = tl.load(gates + token * H + head, mask=there, other=0.0)
+        dl = tl.load(delta + token * H + head, mask=there, other=0.0) * (1.0 - gate) * factor
+        near = tl.load(n + token * n_stride + narrow, mask=there, other=0.0).to(tl.float32)
+        tl.store(dn + token * WINDOW + narrow, tl.sum(dl[:, :, None] * weight[None, :, :], 1), mask=there)
+        total += tl.sum(dl[:, :, None] * near[:, None, :], 0)
+    tl.store(dw + tl.program_id(0) * H * WINDOW + tl.arange(0, H)[:, None] * WINDOW + narrow, total)
 
 
 class Gate(NamedTuple):
@@ -103,21 +118,26 @@ class Gate(NamedTuple):
     factor: float
 
 
-def _sizes(y: Tensor, v: Tensor | None, gate: Gate | None, at_once: int) -> tuple[Any, ...]:
-    """What both kernels are told besides tensors."""
-    tokens, heads, dim = y.shape
-    v_stride, kv_heads = (0, heads) if v is None else (v.stride(0), v.size(1))
-    n_stride, factor, window = (0, 0.0, 0) if gate is None else (gate.n.stride(0), gate.factor, gate.weight.size(1))
-    forms = v is not None, gate is not None
-    return tokens, v_stride, n_stride, factor, window, heads, kv_heads, dim, at_once, WINDOW, *forms
+def _values(y: Tensor, v: Tensor | None) -> tuple[int, int]:
+    """From one token's values to the next's, and key heads."""
+    return (0, y.size(1)) if v is None else (v.stride(0), v.size(1))
 
 
-def gated_forward(y: Tensor, v: Tensor | None, gate: Gate | None) -> Tensor:
-    """z [T, H, D]; v is None without XSA."""
-    y, z = y.contiguous(), y.new_empty(y.shape)
-    n, w = (None, None) if gate is None else gate[:2]
-    _gated_forward[(triton.cdiv(len(y), FORWARD_TOKENS),)](y, v, n, w, z, *_sizes(y, v, gate, FORWARD_TOKENS))
-    return z
+def gated_forward(y: Tensor, v: Tensor | None, gate: Gate | None) -> tuple[Tensor, Tensor | None]:
+    """z [T, H, D] and the gates [T, H] float32; v is None without XSA."""
+    y, (tokens, heads, dim) = y.contiguous(), y.shape
+    z, gates = y.new_empty(y.shape), None if gate is None else y.new_empty(tokens, heads, dtype=torch.float32)
+    n, w, n_stride, factor, window = (None, None, 0, 0.0, 0) if gate is None else _gate_arguments(gate)
+    v_stride, kv_heads = _values(y, v)
+    _gated_forward[(triton.cdiv(tokens, FORWARD_TOKENS),)](
+        y, v, n, w, z, gates, tokens, v_stride, n_stride, factor, window, heads, kv_heads, dim, FORWARD_TOKENS, WINDOW,
+        v is not None, gate is not None,
+    )  # fmt: skip
+    return z, gates
+
+
+def _gate_arguments(gate: Gate) -> tuple[Tensor, Tensor, int, float, int]:
+    return gate.n, gate.weight, gate.n.stride(0), gate.factor, gate.weight.size(1)
 
 
 class GatedGradients(NamedTuple):
@@ -132,14 +152,24 @@ class GatedGradients(NamedTuple):
     """[H, window], float32."""
 
 
-def gated_backward(dz: Tensor, y: Tensor, v: Tensor | None, gate: Gate | None) -> GatedGradients:
-    """dz [T, H, D] contiguous, like y."""
-    y, (tokens, heads, _) = y.contiguous(), y.shape
-    blocks, dy = triton.cdiv(tokens, TOKENS), y.new_empty(y.shape)
-    dv = None if v is None else y.new_empty(v.shape)
+def gated_backward(
+    dz: Tensor, y: Tensor, v: Tensor | None, gate: Gate | None, gates: Tensor | None
+) -> GatedGradients:  # fmt: skip
+    """dz [T, H, D] contiguous, like y; gates as `gated_forward` returned them."""
+    y, (tokens, heads, dim) = y.contiguous(), y.shape
+    dy, dv = y.new_empty(y.shape), None if v is None else y.new_empty(v.shape)
+    delta = None if gates is None else torch.empty_like(gates)
+    v_stride, kv_heads = _values(y, v)
+    _gated_backward[(triton.cdiv(tokens, TOKENS),)](
+        dz, y, v, gates, dy, dv, delta, tokens, v_stride, heads, kv_heads, dim, TOKENS, v is not None,
+        gate is not None, num_warps=WARPS,
+    )  # fmt: skip
     if gate is None:
-        _gated_backward[(blocks,)](dz, y, v, None, None, dy, dv, None, None, *_sizes(y, v, gate, TOKENS))
         return GatedGradients(dy, dv, None, None)
-    dn, dw = y.new_empty(tokens, WINDOW), y.new_empty(blocks, heads, WINDOW, dtype=torch.float32)
-    _gated_backward[(blocks,)](dz, y, v, gate.n, gate.weight, dy, dv, dn, dw, *_sizes(y, v, gate, TOKENS))
-    return GatedGradients(dy, dv, dn, dw.sum(0)[:, : gate.weight.size(1)])
+    programs, turns = shares(y.device, triton.cdiv(tokens, GATE_TOKENS))
+    dn, dw = y.new_empty(tokens, WINDOW), y.new_empty(programs, heads, WINDOW, dtype=torch.float32)
+    n, w, n_stride, factor, window = _gate_arguments(gate)
+    _gate_backward[(programs,)](
+        delta, gates, n, w, dn, dw, tokens, turns, n_stride, factor, window, heads, GATE_TOKENS, WINDOW
+    )
+    return GatedGradients(dy, dv, dn, dw.sum(0)[:, :window])

@@ -5,8 +5,8 @@
     backward, w = R_t^T g:  dx = gain_h (w - u mean(w u)) / sqrt(mean(x^2) + eps),  dgain_h = sum over tokens of w . u
 
 The projection is [T, (H + 2 Hkv) D]: queries, keys, values. A program takes some tokens and as many heads as there are
-keys; the last programs of the backward pass add the two gradients of the values, so that one matrix comes out for the
-products that follow. With `eight` it comes out in float8 (e5m2) too.
+keys. Gradients of keys and values may come in parts, that of values from XSA too; the backward pass adds them up as it
+reads them, and one matrix comes out for the products that follow. With `eight` it comes out in float8 (e5m2) too.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -37,6 +37,15 @@ def _angles(cos, sin, tokens, columns, HALF: tl.constexpr):
 
 
 @triton.jit
+def _added(parts, place, mask, size, PARTS: tl.constexpr):
+    """Sum of the parts, `size` elements from one to the next."""
+    total = tl.load(parts + place, mask=mask, other=0.0).to(tl.float32)
+    for part in tl.static_range(1, PARTS):
+        total += tl.load(parts + place + part * size, mask=mask, other=0.0).to(tl.float32)
+    return total
+
+
+@triton.jit
 def _heads_forward(
     x, gain, cos, sin, out, tokens, period,
     H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr,
@@ -56,26 +65,29 @@ def _heads_forward(
 @triton.jit
 def _heads_backward(
     dq, dk, dv, dv2, x, gain, cos, sin, dx, dx8, dgain, tokens, period, scale8,
-    H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr, EIGHT: tl.constexpr,
-    TWO: tl.constexpr,
+    H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr, PARTS: tl.constexpr,
+    EIGHT: tl.constexpr, TWO: tl.constexpr,
 ):  # fmt: skip
     token, of_keys, columns, inside = rows(tokens, KV, D, T)
     chunk = tl.program_id(1)
     head = chunk * KV + of_keys
     start = (token * (H + 2 * KV) + head)[:, None] * D
     own = (token * KV + of_keys)[:, None] * D
+    size = tl.full((), KV * D, tl.int64) * tokens
     if chunk * KV > H:
-        result = tl.load(dv + own + columns, mask=inside, other=0.0).to(tl.float32)
+        result = _added(dv, own + columns, inside, size, PARTS)
         if TWO:
             result += tl.load(dv2 + own + columns, mask=inside, other=0.0).to(tl.float32)
     else:
         c, s, partner, turned = _angles(cos, sin, (token % period)[:, None], columns, HALF)
-        if chunk * KV < H:  # noqa: SIM108  the compiler knows no conditional expression
-            place = dq + (token * H + head)[:, None] * D
+        if chunk * KV < H:
+            place = (token * H + head)[:, None] * D
+            g = _added(dq, place + columns, inside, size, 1)
+            other = _added(dq, place + partner, inside & turned, size, 1)
         else:
-            place = dk + own
-        g = tl.load(place + columns, mask=inside, other=0.0).to(tl.float32)
-        w = g * c - tl.load(place + partner, mask=inside & turned, other=0.0).to(tl.float32) * s
+            g = _added(dk, own + columns, inside, size, PARTS)
+            other = _added(dk, own + partner, inside & turned, size, PARTS)
+        w = g * c - other * s
         value = tl.load(x + start + columns, mask=inside, other=0.0).to(tl.float32)
         inverse = tl.rsqrt(tl.sum(value * value, 1) / D + EPS)
         unit = value * inverse[:, None]
@@ -125,8 +137,8 @@ def heads_backward(
     gradients: tuple[Tensor, Tensor, Tensor], dv2: Tensor | None, x: Tensor, gain: Tensor, cos: Tensor, sin: Tensor,
     shape: Shape, scale8: float | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:  # fmt: skip
-    """dx like x from (dq [T, H, D], dk, dv [T, Hkv, D]) contiguous and further dv2; dx times scale8 in float8 (e5m2)
-    if that is given; dgain [H] float32.
+    """dx like x from dq [T, H, D], dk and dv [parts, T, Hkv, D], contiguous, and a further dv2 [T, Hkv, D]; dx times
+    scale8 in float8 (e5m2) if that is given; dgain [H] float32.
     """
     dx = torch.empty_like(x)
     dx8 = None if scale8 is None else torch.empty_like(x, dtype=torch.float8_e5m2)
@@ -134,6 +146,7 @@ def heads_backward(
     dgain = x.new_empty(blocks, shape.heads, dtype=torch.float32)
     _heads_backward[(blocks, shape.heads // shape.kv_heads + 2)](
         *gradients, dv2, x, gain, cos, sin, dx, dx8, dgain, len(x), shape.period, scale8 or 0.0, shape.heads,
-        shape.kv_heads, shape.head_dim, cos.size(1), shape.tokens_at_once, dx8 is not None, dv2 is not None,
+        shape.kv_heads, shape.head_dim, cos.size(1), shape.tokens_at_once, len(gradients[1]), dx8 is not None,
+        dv2 is not None,
     )  # fmt: skip
     return dx, dx8, dgain.sum(0)

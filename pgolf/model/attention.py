@@ -2,6 +2,7 @@
 
     attend(q, k, v)            causal attention inside each row
     attend(q, k, v, segments)  causal attention inside each segment (document) of one packed row
+    attend_with_gradient       the same for a caller that goes backward by itself
 
 Softmax scale 1/sqrt(D); query head h reads KV head h // (heads / kv_heads).
 """
@@ -116,6 +117,39 @@ def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None) ->
         return attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), segments).float()
     name = backend(q.device, q.dtype, q.size(-1), segments is not None)
     return _dense(name, q, k, v) if segments is None else _packed(name, q, k, v, segments)
+
+
+Gradient = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Of the output's gradient dy: dq like q; dk and dv as parts [parts, *k.shape] that are to be added up."""
+
+
+def attend_with_gradient(
+    q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None
+) -> tuple[Tensor, Gradient]:  # fmt: skip
+    """`attend` outside of any graph, and its gradient, to be called once; FlashAttention-4 gives dk and dv in parts."""
+    if backend(q.device, q.dtype, q.size(-1), segments is not None) == "fa4":
+        return _flash4(q, k, v, segments)
+    leaves = q.detach().requires_grad_(), k.detach().requires_grad_(), v.detach().requires_grad_()
+    with torch.enable_grad():
+        y = attend(*leaves, segments)
+
+    def gradient(dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        dq, dk, dv = torch.autograd.grad(y, leaves, dy)
+        return dq, dk[None], dv[None]
+
+    return y.detach(), gradient
+
+
+def _flash4(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None) -> tuple[Tensor, Gradient]:
+    cu, longest = segments or (None, 0)
+    q_row, k_row, v_row = (tensor.detach() if segments is None else tensor.detach()[0] for tensor in (q, k, v))
+    y, lse = flash4.forward(q_row, k_row, v_row, cu, longest)
+
+    def gradient(dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        dq, dk, dv = flash4.gradients(dy.view(y.shape), q_row, k_row, v_row, y, lse, cu, longest)
+        return dq.view(q.shape), dk.view(-1, *k.shape), dv.view(-1, *v.shape)
+
+    return y.view(q.shape), gradient
 
 
 def _dense(name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

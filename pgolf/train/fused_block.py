@@ -27,7 +27,7 @@ from pgolf.kernels.gated_output import Gate, gated_backward, gated_forward
 from pgolf.kernels.heads import heads_backward, heads_forward
 from pgolf.kernels.lane_sum import lanes_backward, lanes_forward
 from pgolf.kernels.residual_norm import MixGradients, Normed, mix_backward, norm_forward
-from pgolf.model.attention import attend
+from pgolf.model.attention import Gradient, attend_with_gradient
 from pgolf.train.folded import unfold, weight_gradient
 from pgolf.train.fused_call import Call, Parameters, back
 from pgolf.train.fused_mlp import Fed, FeedGradients, feed_backward, feed_forward, feed_out, into
@@ -38,11 +38,12 @@ class Attended(NamedTuple):
 
     n: Tensor
     projected: Tensor
-    z: Tensor
-    heads: tuple[Tensor, Tensor, Tensor]
-    """q, k, v [B, T, heads, D], leaves of the graph of y."""
     y: Tensor
-    """[B, T, H, D]."""
+    """[N, H, D]."""
+    gradient: Gradient
+    """From that of y [B, T, H, D] to those of q, k and v."""
+    z: Tensor
+    gates: Tensor | None
 
 
 def attention_forward(call: Call, normed: Normed, p: Parameters) -> Attended:
@@ -53,17 +54,16 @@ def attention_forward(call: Call, normed: Normed, p: Parameters) -> Attended:
     else:
         projected = product(Eighth(normed.y8, eight.norm), eight.qkv)
     rotated = heads_forward(projected, p.gain, *call.tables, shape)
-    q, k = shape.split(rotated, 2)
-    v = shape.split(projected, 3)[2]
-    q, k, v = (part.view(-1, shape.period, *part.shape[1:]).detach().requires_grad_() for part in (q, k, v))
-    with torch.enable_grad():
-        y = attend(q, k, v, call.segments)
-    z = gated_forward(y.detach().flatten(0, 1), *_inputs(call, v, n, p))
-    return Attended(n, projected, z.flatten(1), (q, k, v), y)
+    heads = *shape.split(rotated, 2), shape.split(projected, 3)[2]
+    q, k, v = (part.view(-1, shape.period, *part.shape[1:]) for part in heads)
+    y, gradient = attend_with_gradient(q, k, v, call.segments)
+    y = y.flatten(0, 1)
+    z, gates = gated_forward(y, *_inputs(call, projected, n, p))
+    return Attended(n, projected, y, gradient, z.flatten(1), gates)
 
 
-def _inputs(call: Call, v: Tensor, n: Tensor, p: Parameters) -> tuple[Tensor | None, Gate | None]:
-    values = v.detach().flatten(0, 1) if call.exclusive else None
+def _inputs(call: Call, projected: Tensor, n: Tensor, p: Parameters) -> tuple[Tensor | None, Gate | None]:
+    values = call.shape.split(projected, 3)[2] if call.exclusive else None
     return values, None if p.gate is None else Gate(n, p.gate, call.gate_factor)
 
 
@@ -81,12 +81,11 @@ class AttentionGradients(NamedTuple):
 
 def attention_backward(call: Call, kept: Attended, g: Tensor, p: Parameters) -> AttentionGradients:
     """g [N, d] is the gradient of the half's output."""
-    y, (q, k, v) = kept.y, kept.heads
-    dz = (g @ call.weights.out).view(len(g), call.shape.heads, call.shape.head_dim)
+    dz = (g @ call.weights.out).view(kept.y.shape)
     out, attn_scale = unfold(weight_gradient(g, kept.z), p.out, p.attn_scale)
-    gated = gated_backward(dz, y.detach().flatten(0, 1), *_inputs(call, v, kept.n, p))
-    found = torch.autograd.grad(y, (q, k, v), gated.y.view(y.shape))
-    dq, dk, dv = (part.flatten(0, 1).contiguous() for part in found)
+    gated = gated_backward(dz, kept.y, *_inputs(call, kept.projected, kept.n, p), kept.gates)
+    dq, dk, dv = kept.gradient(gated.y.view(-1, call.shape.period, *gated.y.shape[1:]))
+    dq, dk, dv = dq.flatten(0, 1).contiguous(), dk.flatten(1, 2).contiguous(), dv.flatten(1, 2).contiguous()
     d_projected, eighth, gain = heads_backward(
         (dq, dk, dv), gated.v, kept.projected, p.gain, *call.tables, call.shape, call.factor8
     )  # fmt: skip

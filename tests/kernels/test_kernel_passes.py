@@ -82,6 +82,7 @@ def test_norm_alone(tokens, width, dtype, bound):
     assert_near([residual_norm.norm_backward(dy, g, carry, normed.y, s, normed.inverse)], wanted, bound)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize(
     ("rows", "shape", "dtype", "bound"),
     [
@@ -89,7 +90,7 @@ def test_norm_alone(tokens, width, dtype, bound):
         pytest.param(1, heads.Shape(8, 4, 64, 98_304), torch.bfloat16, 8e-3, id="training", marks=TRAINING),
     ],
 )
-def test_heads(rows, shape, dtype, bound):
+def test_heads(rows, shape, dtype, bound, parts):
     torch.manual_seed(0)
     tokens, total = rows * shape.period, shape.heads + 2 * shape.kv_heads
     x, gain = random(tokens, total * shape.head_dim, dtype=dtype), random(shape.heads)
@@ -100,8 +101,10 @@ def test_heads(rows, shape, dtype, bound):
     expected = [part.flatten(0, 1) for part in (q, k, v)]
     assert_near(shape.split(heads.heads_forward(x, gain, cos, sin, shape), 2), expected[:2], bound)
     assert torch.equal(shape.split(x, 3)[2].double(), expected[2])
-    dq, dk, dv, dv2 = (random(tokens, n, shape.head_dim, dtype=dtype) for n in (shape.heads, *3 * [shape.kv_heads]))
-    wanted = torch.autograd.grad(expected, [a, c], [dq.double(), dk.double(), dv.double() + dv2.double()])
+    dq, dv2 = (random(tokens, n, shape.head_dim, dtype=dtype) for n in (shape.heads, shape.kv_heads))
+    dk, dv = (random(parts, tokens, shape.kv_heads, shape.head_dim, dtype=dtype) for _ in range(2))
+    upstream = dq.double(), dk.double().sum(0), dv.double().sum(0) + dv2.double()
+    wanted = torch.autograd.grad(expected, [a, c], upstream)
     dx, eighth, dgain = heads.heads_backward((dq, dk, dv), dv2, x, gain, cos, sin, shape, 8.0)
     assert_near((dx, dgain), wanted, bound)
     assert_rounded(eighth, 8, wanted[0])
@@ -111,6 +114,7 @@ def test_heads(rows, shape, dtype, bound):
     ("tokens", "shape", "dtype", "bound"),
     [
         pytest.param(9, heads.Shape(4, 2, 8, 9), torch.float32, 2e-6, id="small"),
+        pytest.param(70, heads.Shape(4, 1, 8, 70), torch.float32, 2e-6, id="one key head"),
         pytest.param(98_304, heads.Shape(8, 4, 64, 98_304), torch.bfloat16, 8e-3, id="training", marks=TRAINING),
     ],
 )
@@ -125,9 +129,10 @@ def test_gated_output(tokens, shape, dtype, bound, xsa, gated):
     z = exclusive(a[None], b[None])[0] if xsa else a
     z = z * torch.sigmoid(0.5 * (c[:, :12] @ d.T)).unsqueeze(-1) if gated else z
     inputs = v if xsa else None, gated_output.Gate(n, w, 0.5) if gated else None
-    assert_near([gated_output.gated_forward(y, *inputs)], [z], bound)
+    found, gates = gated_output.gated_forward(y, *inputs)
+    assert_near([found], [z], bound)
     wanted = torch.autograd.grad(z, [a, b, c, d], dz.double(), allow_unused=True)
-    found = gated_output.gated_backward(dz, y, *inputs)
+    found = gated_output.gated_backward(dz, y, *inputs, gates)
     assert_near([found.y], wanted[:1], bound)
     assert (found.v is None, found.n is None) == (not xsa, not gated)
     if xsa:

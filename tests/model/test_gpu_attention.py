@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pgolf.model import attention, flash4, sdpa
-from pgolf.model.attention import Segments, attend, backend, present, using
+from pgolf.model.attention import Segments, attend, attend_with_gradient, backend, present, using
 from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import GPT
 
@@ -149,6 +149,19 @@ def test_slices_of_one_projection_equal_float64(device, name):
         y = attend(*fused.split([8, 4, 4], dim=2), packed)
         y.sum().backward()
     for got, want in ((y.detach(), expected[0]), (fused.grad, torch.cat(expected[1:], dim=2))):
+        assert (got.double() - want).square().mean().sqrt() < 0.01 * want.square().mean().sqrt()
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "packed"), [(8, 4, True), (4, 1, True), (8, 4, False), (6, 2, False)])
+def test_gradients_in_parts_equal_float64(device, name, heads, kv_heads, packed):
+    """Of slices of wider tensors, as blocks have them."""
+    (q, k, v), dy = random_inputs(device, BOUNDS[-1], heads + kv_heads, kv_heads)
+    q, k, dy = q[:, :, :heads], q[:, :, heads:], dy[:, :, :heads].contiguous()
+    with forced(name, device, packed=packed):
+        y, gradient = attend_with_gradient(q, k, v, segments(device) if packed else None)
+        dq, dk, dv = gradient(dy)
+    expected = reference((q, k, v), dy, BOUNDS if packed else [0, BOUNDS[-1]])
+    for got, want in zip((y, dq, dk.float().sum(0), dv.float().sum(0)), expected, strict=True):
         assert (got.double() - want).square().mean().sqrt() < 0.01 * want.square().mean().sqrt()
 
 

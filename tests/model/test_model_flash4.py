@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pgolf.model import attention, flash4, sdpa
-from pgolf.model.attention import Segments, attend, backend, present, using
+from pgolf.model.attention import Segments, attend, attend_with_gradient, backend, present, using
 
 BOUNDS = [0, 3, 4, 9, 11, 11, 11]
 CUDA = torch.device("cuda")
@@ -47,7 +47,7 @@ def plain_forward(q, k, v, *, softmax_scale, causal, return_lse, **lengths):
 
 def plain_backward(q, k, v, y, dy, lse, *, softmax_scale, causal, dq, dk, dv, **lengths):
     assert causal
-    assert dy.is_contiguous()
+    assert dy.stride(-1) == 1
     group = q.size(-2) // k.size(-2)
     for row, span in spans(q, lengths):
         keys, values = (x[row][span].repeat_interleave(group, 1) for x in (k, v))
@@ -93,6 +93,30 @@ def test_the_operators_give_what_sdpa_gives(plain, packed, kv_heads):
     with using("fa4"):
         found = with_gradients(through_seam, qkv, dy)
     for got, want in zip(found, expected, strict=True):
+        assert got.shape == want.shape
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fa4", "sdpa"])
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_gradients_in_parts_add_up_to_those_of_a_graph(plain, monkeypatch, packed, kv_heads, name):
+    """With FlashAttention-4 in calls of as many query heads as key heads."""
+    qkv = inputs(packed, kv_heads=kv_heads)
+    dy = torch.randn_like(qkv[0])
+
+    def unshared(q, k, *rest, **options):
+        assert q.shape == k.shape
+        plain_backward(q, k, *rest, **options)
+
+    expected = with_gradients(lambda *tensors: attend(*tensors, segments(packed)), qkv, dy)
+    monkeypatch.setattr(flash4, "kernels", (plain_forward, unshared))
+    with using(name):
+        y, gradient = attend_with_gradient(*qkv, segments(packed))
+    assert not y.requires_grad
+    dq, dk, dv = gradient(dy)
+    assert len(dk) == len(dv) == (6 // kv_heads if name == "fa4" else 1)
+    for got, want in zip((y, dq, dk.sum(0), dv.sum(0)), expected, strict=True):
         assert got.shape == want.shape
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
