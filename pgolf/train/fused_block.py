@@ -1,8 +1,7 @@
 """A block as two passes written out, forward and backward: library products with one kernel between two of them.
 
     h = r0 x + r1 x0, n = s norm(h)              one pass                 `pgolf.kernels.residual_norm`
-    [q k v] = n Wqkv^T                           product
-    q, k normed, rotated, sharpened              one pass                 `pgolf.kernels.heads`
+    [q k v] = n Wqkv^T, q, k normed, rotated     product                  `pgolf.kernels.heads_product`
     y = attention(q, k, v)                                                `pgolf.model.attention`
     z = gate (y without its part along v)        one pass                 `pgolf.kernels.gated_output`
     h <- h + z (diag(a) Wo)^T                    product into the stream  `pgolf.train.folded`
@@ -12,7 +11,7 @@
 
 In lanes both halves read their own stream and `pgolf.kernels.lane_sum` ends the layer. The gradient of x0 goes from
 layer to layer and grows in the passes that are there anyway: every block returns x0 too. Between the layers' products
-nothing is kept that a pass can make again: x, n, [q k v], q and k, y, z, n2, f and a bit per hidden unit.
+nothing is kept that a pass can make again: x, n, [q k v] as attention reads it, y, z, n2, f, a bit per hidden unit.
 
 Twin: `Block.forward` and `pgolf.model.lanes.step`; equal but for roundings, of which there are fewer.
 """
@@ -26,6 +25,7 @@ from pgolf.kernels.activation import activation_backward, activation_forward, ro
 from pgolf.kernels.float8 import Eighth, product
 from pgolf.kernels.gated_output import Gate, gated_backward, gated_forward
 from pgolf.kernels.heads import Shape, heads_backward, heads_forward
+from pgolf.kernels.heads_product import heads_product
 from pgolf.kernels.lane_sum import lanes_backward, lanes_forward
 from pgolf.kernels.leaky_mlp import backward as leaky_backward
 from pgolf.kernels.leaky_mlp import hidden_units
@@ -73,6 +73,9 @@ class Attended(NamedTuple):
 
     n: Tensor
     projected: Tensor
+    """As attention reads it."""
+    inverse: Tensor
+    """1 / rms of queries and keys before their norm."""
     z: Tensor
     heads: tuple[Tensor, Tensor, Tensor]
     """q, k, v [B, T, heads, D], leaves of the graph of y."""
@@ -84,17 +87,16 @@ def attention_forward(call: Call, normed: Normed, p: Parameters) -> Attended:
     """The half's output is z Wo'^T."""
     shape, n, eight = call.shape, normed.y, call.weights.eight
     if normed.y8 is None or eight is None:
-        projected = n @ call.weights.qkv.T
+        projected, inverse = heads_product(n, call.weights.qkv, p.gain, *call.tables, shape)
     else:
         projected = product(Eighth(normed.y8, eight.norm), eight.qkv)
-    rotated = heads_forward(projected, p.gain, *call.tables, shape)
-    q, k = shape.split(rotated, 2)
-    v = shape.split(projected, 3)[2]
-    q, k, v = (part.view(-1, shape.period, *part.shape[1:]).detach().requires_grad_() for part in (q, k, v))
+        inverse = heads_forward(projected, p.gain, *call.tables, shape)
+    rows = projected.view(-1, shape.period, projected.size(1))
+    q, k, v = (part.detach().requires_grad_() for part in shape.split(rows))
     with torch.enable_grad():
         y = attend(q, k, v, call.segments)
     z = gated_forward(y.detach().flatten(0, 1), *_inputs(call, v, n, p))
-    return Attended(n, projected, z.flatten(1), (q, k, v), y)
+    return Attended(n, projected, inverse, z.flatten(1), (q, k, v), y)
 
 
 def _inputs(call: Call, v: Tensor, n: Tensor, p: Parameters) -> tuple[Tensor | None, Gate | None]:
@@ -123,7 +125,7 @@ def attention_backward(call: Call, kept: Attended, g: Tensor, p: Parameters) -> 
     found = torch.autograd.grad(y, (q, k, v), gated.y.view(y.shape))
     dq, dk, dv = (part.flatten(0, 1).contiguous() for part in found)
     d_projected, eighth, gain = heads_backward(
-        (dq, dk, dv), gated.v, kept.projected, p.gain, *call.tables, call.shape, call.factor8
+        (dq, dk, dv), gated.v, kept.projected, kept.inverse, p.gain, *call.tables, call.shape, call.factor8
     )  # fmt: skip
     return AttentionGradients(
         back(call, d_projected, eighth, "qkv"), gated.n, weight_gradient(d_projected, kept.n), out, attn_scale, gain,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from pgolf.kernels import activation, gated_output, heads, lane_sum, residual_norm
+from pgolf.kernels import activation, gated_output, heads, heads_product, lane_sum, residual_norm
 from pgolf.model.blocks import exclusive
 from pgolf.model.norm import EPS
 from pgolf.model.rotary import rotate
@@ -82,29 +82,62 @@ def test_norm_alone(tokens, width, dtype, bound):
     assert_near([residual_norm.norm_backward(dy, g, carry, normed.y, s, normed.inverse)], wanted, bound)
 
 
-@pytest.mark.parametrize(
-    ("rows", "shape", "dtype", "bound"),
-    [
-        pytest.param(2, heads.Shape(4, 2, 8, 5), torch.float32, 2e-6, id="small"),
-        pytest.param(1, heads.Shape(8, 4, 64, 98_304), torch.bfloat16, 8e-3, id="training", marks=TRAINING),
-    ],
-)
-def test_heads(rows, shape, dtype, bound):
+HEADS = [
+    pytest.param(2, heads.Shape(4, 2, 8, 5), 2, torch.float32, 2e-6, id="small"),
+    pytest.param(1, heads.Shape(8, 4, 64, 98_304), 8, torch.bfloat16, 8e-3, id="training", marks=TRAINING),
+    pytest.param(48, heads.Shape(8, 4, 64, 2_048), 8, torch.bfloat16, 8e-3, id="rows", marks=TRAINING),
+]
+
+
+def plain_heads(x, gain, tables, shape):
+    """q', k', v [T, heads, D] of the projection x [T, (H + 2 Hkv) D]."""
+    q, k, v = shape.split(x.unflatten(0, (-1, shape.period)))
+    q, k = rotate(unit_rms(q), *tables) * gain[:, None], rotate(unit_rms(k), *tables)
+    return [part.flatten(0, 1) for part in (q, k, v)]
+
+
+def inverses(x, shape):
+    """1 / rms of queries and keys."""
+    return (x.unflatten(1, (-1, shape.head_dim))[:, : -shape.kv_heads].square().mean(-1) + EPS).rsqrt()
+
+
+@pytest.mark.parametrize(("rows", "shape", "half", "dtype", "bound"), HEADS)
+@pytest.mark.parametrize("gain_of_first", [0.7, 0.0, -1e-30])
+def test_heads(rows, shape, half, dtype, bound, gain_of_first):
     torch.manual_seed(0)
     tokens, total = rows * shape.period, shape.heads + 2 * shape.kv_heads
     x, gain = random(tokens, total * shape.head_dim, dtype=dtype), random(shape.heads)
-    cos, sin = random(2, shape.period, 2, dtype=dtype)
+    gain[0] = gain_of_first
+    angles = random(shape.period, half)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     (a, c), tables = doubles(x, gain), (cos.double(), sin.double())
-    q, k, v = a.view(rows, shape.period, -1, shape.head_dim).split([shape.heads, shape.kv_heads, shape.kv_heads], 2)
-    q, k = rotate(unit_rms(q), *tables) * c[:, None], rotate(unit_rms(k), *tables)
-    expected = [part.flatten(0, 1) for part in (q, k, v)]
-    assert_near(shape.split(heads.heads_forward(x, gain, cos, sin, shape), 2), expected[:2], bound)
-    assert torch.equal(shape.split(x, 3)[2].double(), expected[2])
+    expected = plain_heads(a, c, tables, shape)
+    y = x.clone()
+    inverse = heads.heads_forward(y, gain, cos, sin, shape)
+    found = shape.split(y)
+    assert torch.equal(found[2].double(), expected[2])
+    assert_near(found[:2], expected[:2], bound)
+    assert_near([inverse[:, : -shape.kv_heads]], [inverses(a, shape)], bound)
     dq, dk, dv, dv2 = (random(tokens, n, shape.head_dim, dtype=dtype) for n in (shape.heads, *3 * [shape.kv_heads]))
     wanted = torch.autograd.grad(expected, [a, c], [dq.double(), dk.double(), dv.double() + dv2.double()])
-    dx, eighth, dgain = heads.heads_backward((dq, dk, dv), dv2, x, gain, cos, sin, shape, 8.0)
+    dx, eighth, dgain = heads.heads_backward((dq, dk, dv), dv2, y, inverse, gain, cos, sin, shape, 8.0)
     assert_near((dx, dgain), wanted, bound)
+    assert_near([dgain[:1]], [wanted[1][:1]], bound)  # its own gain is 0
     assert_rounded(eighth, 8, wanted[0])
+
+
+@pytest.mark.parametrize(("rows", "shape", "half", "dtype", "bound"), HEADS)
+def test_product_of_heads(rows, shape, half, dtype, bound):
+    """On Hopper the norm lies in the product's epilogue."""
+    torch.manual_seed(0)
+    total, width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim, 8 * shape.head_dim
+    n, weight = random(rows * shape.period, width, dtype=dtype), random(total, width, dtype=dtype)
+    angles, gain = random(shape.period, half), random(shape.heads)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    y, inverse = heads_product.heads_product(n, weight, gain, cos, sin, shape)
+    x = n.double() @ weight.double().T
+    assert_near(shape.split(y), plain_heads(x, gain.double(), (cos.double(), sin.double()), shape), bound)
+    assert_near([inverse[:, : -shape.kv_heads]], [inverses(x, shape)], bound)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +153,7 @@ def test_gated_output(tokens, shape, dtype, bound, xsa, gated):
     wide = random(tokens, (shape.heads + 2 * shape.kv_heads) * shape.head_dim, dtype=dtype)
     dz = random(tokens, shape.heads, shape.head_dim, dtype=dtype)
     y = random(shape.heads, tokens, shape.head_dim, dtype=dtype).transpose(0, 1)  # as torch may leave it
-    n, w, v = random(tokens, 20, dtype=dtype), random(shape.heads, 12), shape.split(wide, 3)[2]
+    n, w, v = random(tokens, 20, dtype=dtype), random(shape.heads, 12), shape.split(wide)[2]
     a, b, c, d = doubles(y, v, n, w)
     z = exclusive(a[None], b[None])[0] if xsa else a
     z = z * torch.sigmoid(0.5 * (c[:, :12] @ d.T)).unsqueeze(-1) if gated else z
