@@ -36,21 +36,28 @@ def present() -> bool:
 
 
 class Product:
-    """The product, and the names of its sums, for which the function returns (x, y)."""
+    """The product. Further results of the form of `out` are in `also`; of `sums`, over columns, and `column_sums`, over
+    rows, the function returns the two factors of what is added up.
+    """
 
     def __init__(
-        self, function: Callable[..., dict[str, Any]], sums: tuple[str, ...] = (), tile: Tile | None = None
-    ) -> None:
-        self.function, self.sums, self.tile = function, sums, tile or Tile()
+        self, function: Callable[..., dict[str, Any]], sums: tuple[str, ...] = (), column_sums: tuple[str, ...] = (),
+        also: tuple[str, ...] = (), tile: Tile | None = None,
+    ) -> None:  # fmt: skip
+        self.function, self.sums, self.column_sums, self.also = function, sums, column_sums, also
+        self.tile = tile or Tile()
 
     def __call__(
         self, a: Tensor, b: Tensor, out: Tensor, c: Tensor | None = None, **operands: Tensor | float
     ) -> dict[str, Tensor]:
-        """Writes `out` [N, n], which may be `c`; the parts of each sum [N, parts] float32."""
+        """Writes `out` [N, n], which may be `c`, and the tensors of `also`; returns sums in parts, float32: [N, parts]
+        over columns, [parts, n] over rows. A vector is one of rows if it is as long, otherwise of columns.
+        """
         if a.device.type == "cpu":
             return self._by_tensors(a, b, out, c, operands)
-        parts = -(-out.size(1) // self.tile.columns)
-        found = {name: out.new_empty(len(out), parts, dtype=torch.float32) for name in self.sums}
+        parts = -(-out.size(1) // self.tile.columns), -(-len(out) // self.tile.rows)
+        found = {name: out.new_empty(len(out), parts[0], dtype=torch.float32) for name in self.sums}
+        found |= {name: out.new_empty(parts[1], out.size(1), dtype=torch.float32) for name in self.column_sums}
         given = {name: value[None] if _is_vector(value) else value for name, value in operands.items()}  # type: ignore[index]
         self._kernel.gemm(
             a, b, out, c, epi_args={**given, **found}, tile_M=self.tile.rows, tile_N=self.tile.columns,
@@ -61,20 +68,26 @@ class Product:
     @functools.cached_property
     def _kernel(self) -> Any:
         from quack.epilogue import gemm_epilogue
-        from quack.epilogue.ops import ColVecReduce
+        from quack.epilogue.ops import ColVecReduce, RowVecReduce
 
-        return gemm_epilogue(reduces={name: ColVecReduce(name, scaled=True) for name in self.sums})(self.function)
+        reduces = {name: ColVecReduce(name, scaled=True) for name in self.sums}
+        reduces |= {name: RowVecReduce(name, scaled=True) for name in self.column_sums}
+        return gemm_epilogue(outputs=self.also, reduces=reduces)(self.function)
 
     def _by_tensors(
         self, a: Tensor, b: Tensor, out: Tensor, c: Tensor | None, operands: dict[str, Any]
     ) -> dict[str, Tensor]:
         wide = torch.promote_types(out.dtype, torch.float32)
-        given = {name: value.to(wide) for name, value in operands.items() if isinstance(value, Tensor)}
-        given = {name: value[:, None] if _is_vector(value) else value for name, value in given.items()}
-        added = {} if c is None else {"c": c.to(wide)}
-        result = self.function(a.to(wide) @ b.to(wide).T, **{**operands, **given, **added})
-        out.copy_(result["D"])
-        return {name: (result[name][0] * result[name][1]).sum(1, keepdim=True) for name in self.sums}
+        given = {name: value for name, value in operands.items() if name not in self.also}
+        for name, value in given.items():
+            if isinstance(value, Tensor):
+                of_rows = _is_vector(value) and len(value) == len(out)
+                given[name] = value.to(wide)[:, None] if of_rows else value.to(wide)
+        result = self.function(a.to(wide) @ b.to(wide).T, **given, **({} if c is None else {"c": c.to(wide)}))
+        for name, target in {"D": out, **{name: operands[name] for name in self.also}}.items():
+            target.copy_(result[name])
+        found = {name: (result[name][0] * result[name][1]).sum(1, keepdim=True) for name in self.sums}
+        return found | {name: (result[name][0] * result[name][1]).sum(0, keepdim=True) for name in self.column_sums}
 
 
 def _is_vector(value: object) -> bool:

@@ -35,8 +35,9 @@ programs."""
 
 @triton.jit
 def _norm_forward(
-    x, x0, mix, scale, h, y, y8, inverse, tokens, range8,
-    D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, MIX: tl.constexpr, EIGHT: tl.constexpr,
+    x, x0, mix, scale, h, y, y8, inverse, factor, tokens, range8,
+    D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, MIX: tl.constexpr, UNIT: tl.constexpr,
+    EIGHT: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)[None, :]
@@ -51,16 +52,19 @@ def _norm_forward(
     q = tl.rsqrt(tl.sum(value * value, 1) / D + EPS)
     tl.store(inverse + rows, q, mask=rows < tokens)
     unit = value * q[:, None]
-    tl.store(y + place, unit * tl.load(scale), mask=inside)
+    if UNIT:
+        tl.store(y + place, unit * tl.load(scale), mask=inside)
+    else:
+        tl.store(factor + rows, q * tl.load(scale), mask=rows < tokens)
     if EIGHT:
         tl.store(y8 + place, (unit * range8).to(y8.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _norm_backward(
-    dy, narrow, past, carry, x, x0, mix, scale, inverse, later, dx, dx0, sums, tokens,
+    dy, past, carry, x, x0, mix, scale, inverse, later, dx, dx0, sums, tokens,
     STEPS: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, MIX: tl.constexpr, INSIDE:
-    tl.constexpr, NARROW: tl.constexpr, LATER: tl.constexpr,
+    tl.constexpr, LATER: tl.constexpr,
 ):  # fmt: skip
     columns = tl.arange(0, BLOCK)[None, :]
     s, c = tl.load(scale), tl.load(carry)
@@ -75,9 +79,6 @@ def _norm_backward(
         inside = (rows[:, None] < tokens) & (columns < D)
         q = tl.load(inverse + rows, mask=rows < tokens, other=0.0)[:, None]
         d = tl.load(dy + place, mask=inside, other=0.0).to(tl.float32)
-        if NARROW:
-            near = inside & (columns < NARROW)
-            d += tl.load(narrow + rows[:, None] * NARROW + columns, mask=near, other=0.0).to(tl.float32)
         g = tl.load(past + place, mask=inside, other=0.0).to(tl.float32) * c
         value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
         if MIX:
@@ -111,28 +112,32 @@ class Normed(NamedTuple):
 
     h: Tensor
     """The mixed stream [T, d], or x itself."""
-    y: Tensor
+    y: Tensor | None
     """s norm(h) [T, d]."""
     y8: Tensor | None
     """norm(h) NORM_RANGE / sqrt(d) in float8."""
     inverse: Tensor
     """q [T], float32."""
+    factor: Tensor | None
+    """s q [T], float32, in place of y."""
 
 
 def norm_forward(
-    x: Tensor, scale: Tensor, x0: Tensor | None = None, mix: Tensor | None = None, eight: bool = False
-) -> Normed:
-    """x, x0 [T, d] contiguous; scale [] is s; mix [2, d] float32 holds r0 and r1."""
+    x: Tensor, scale: Tensor, x0: Tensor | None = None, mix: Tensor | None = None, eight: bool = False,
+    unit: bool = True,
+) -> Normed:  # fmt: skip
+    """x, x0 [T, d] contiguous; scale [] is s; mix [2, d] float32 holds r0 and r1; without `unit` no y, but factors."""
     tokens, width = x.shape
     h = x if mix is None else torch.empty_like(x)
-    y, inverse = torch.empty_like(x), x.new_empty(tokens, dtype=torch.float32)
+    inverse = x.new_empty(tokens, dtype=torch.float32)
+    y, factor = (torch.empty_like(x), None) if unit else (None, torch.empty_like(inverse))
     y8 = torch.empty_like(x, dtype=torch.float8_e4m3fn) if eight else None
     block = triton.next_power_of_2(width)
     _norm_forward[(triton.cdiv(tokens, FORWARD_ROWS),)](
-        x, x0, mix, scale, h, y, y8, inverse, tokens, NORM_RANGE / width**0.5, width, block, FORWARD_ROWS,
-        mix is not None, eight,
+        x, x0, mix, scale, h, y, y8, inverse, factor, tokens, NORM_RANGE / width**0.5, width, block, FORWARD_ROWS,
+        mix is not None, unit, eight,
     )  # fmt: skip
-    return Normed(h, y, y8, inverse)
+    return Normed(h, y, y8, inverse, factor)
 
 
 def norm_backward(dy: Tensor, past: Tensor, carry: Tensor, y: Tensor, scale: Tensor, inverse: Tensor) -> Tensor:
@@ -140,8 +145,8 @@ def norm_backward(dy: Tensor, past: Tensor, carry: Tensor, y: Tensor, scale: Ten
     tokens, width = dy.shape
     dx, (count, steps) = torch.empty_like(dy), shares(dy.device, triton.cdiv(tokens, ROWS))
     _norm_backward[(count,)](
-        dy, None, past, carry, y, None, None, scale, inverse, None, dx, None, None, tokens, steps, width,
-        triton.next_power_of_2(width), ROWS, False, True, 0, False,
+        dy, past, carry, y, None, None, scale, inverse, None, dx, None, None, tokens, steps, width,
+        triton.next_power_of_2(width), ROWS, False, True, False,
     )  # fmt: skip
     return dx
 
@@ -156,16 +161,16 @@ class MixGradients(NamedTuple):
 
 
 def mix_backward(
-    dy: Tensor, narrow: Tensor | None, past: Tensor, carry: Tensor, x: Tensor, x0: Tensor, mix: Tensor, scale: Tensor,
-    inverse: Tensor, later: Tensor | None, inside: bool,
+    dy: Tensor, past: Tensor, carry: Tensor, x: Tensor, x0: Tensor, mix: Tensor, scale: Tensor, inverse: Tensor,
+    later: Tensor | None, inside: bool,
 ) -> MixGradients:  # fmt: skip
-    """dy [T, d], to whose first columns narrow [T, n] is added."""
+    """All of them [T, d] but mix [2, d] and inverse [T]."""
     tokens, width = dy.shape
     dx, dx0 = torch.empty_like(dy), torch.empty_like(dy)
     count, steps = shares(dy.device, triton.cdiv(tokens, ROWS))
     sums = dy.new_empty(count, 2, width, dtype=torch.float32)
     _norm_backward[(count,)](
-        dy, narrow, past, carry, x, x0, mix, scale, inverse, later, dx, dx0, sums, tokens, steps, width,
-        triton.next_power_of_2(width), ROWS, True, inside, 0 if narrow is None else narrow.size(1), later is not None,
+        dy, past, carry, x, x0, mix, scale, inverse, later, dx, dx0, sums, tokens, steps, width,
+        triton.next_power_of_2(width), ROWS, True, inside, later is not None,
     )  # fmt: skip
     return MixGradients(dx, dx0, sums.sum(0))

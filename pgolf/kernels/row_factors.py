@@ -1,6 +1,6 @@
 """What the norm of a row is for the products around it, from the sums that their epilogues leave.
 
-q = 1 / sqrt(sum of squares / d + eps),  factor = s q;       backward, along = 2 q^2 / d sum of df f
+q = 1 / sqrt(sum of squares / d + eps),  factor = s q;       backward, along = q^2 / d (n . dn)
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -58,9 +58,9 @@ def norm_factors(x: Tensor, scale: Tensor, width: int | None = None) -> tuple[Te
     return inverse, factor
 
 
-def past_factor(sums: Tensor, inverse: Tensor, width: int) -> Tensor:
-    """2 q^2 / d times the sum of each row of `sums` [N, parts]: [N], float32."""
+def past_factor(sums: Tensor, inverse: Tensor, width: int, times: float = 1.0) -> Tensor:
+    """q^2 / d times the sum of each row of `sums` [N, parts], times a number: [N], float32."""
     out = torch.empty_like(inverse)
     wide, rows, programs = _sizes(sums)
-    _along[(programs,)](sums, inverse, out, len(sums), sums.size(1), 2 / width, wide, rows)
+    _along[(programs,)](sums, inverse, out, len(sums), sums.size(1), times / width, wide, rows)
     return out

@@ -1,4 +1,4 @@
-"""The products of a block's MLP half, and into the residual stream, with all that surrounds them in their epilogues.
+"""Products of a block with all that surrounds them in their epilogues.
 
     h <- h + z Wo'^T,             squares of a row: sum h^2, from which q = 1 / sqrt(mean(h^2) + eps)
     p = s q (h W1^T) = n W1^T     n = s q h is nowhere stored:  f = LeakyReLU(slope)(p)^2,  h <- h + f W2'^T
@@ -7,13 +7,14 @@
         dh = c g + dp' W1 - h q^2 / d sum_k p_k dp_k,      p f'(p) = 2 f, so the sum is 2 sum_k df_k f_k
 
 The last line is the gradient of RMSNorm, whose mean over n dn needs no dn: n . dn = n . (dp W1) = p . dp.
-f carries the sign of p in its last bit (`pgolf.kernels.elements.marked`).
+f carries the sign of p in its last bit (`pgolf.kernels.elements.marked`). At the head of a block h = r0 x + r1 x0:
+        dx = r0 dh,  dx0 = r1 dh + later,  dr0 = sum over tokens of dh x,  dr1 = of dh x0
 """
 
 from typing import Any
 
 from pgolf.kernels.elements import is_marked, marked, maximum, root
-from pgolf.kernels.epilogue import Product
+from pgolf.kernels.epilogue import Product, Tile
 
 
 def _into_stream(acc: Any, c: Any) -> dict[str, Any]:
@@ -40,6 +41,18 @@ def _past_norm(acc: Any, c: Any, h: Any, along: Any, carry: Any) -> dict[str, An
     return {"D": acc + c * carry - h * along}
 
 
+def _past_mix(acc: Any, c: Any, x: Any, x0: Any, later: Any, first: Any, second: Any, along: Any) -> dict[str, Any]:
+    dh = acc + c - (x * first + x0 * second) * along
+    return {"D": dh * first, "dx0": dh * second + later, "dfirst": (dh, x), "dsecond": (dh, x0)}
+
+
+def _past_mix_of_lane(
+    acc: Any, c: Any, x: Any, x0: Any, later: Any, first: Any, second: Any, along: Any, carry: Any
+) -> dict[str, Any]:
+    dh = acc - (x * first + x0 * second) * along
+    return {"D": dh * first + c * carry, "dx0": dh * second + later, "dfirst": (dh, x), "dsecond": (dh, x0)}
+
+
 into_stream = Product(_into_stream, ("squares",))
 """(z, Wo', out, c=h)."""
 added = Product(_added)
@@ -50,3 +63,11 @@ hidden_backward = Product(_hidden_backward, ("along",))
 """(g, W2'^T, dp', f=f, factor = s q, slope), and the sum of df f."""
 past_norm = Product(_past_norm)
 """(dp', W1^T, dh, c=g, h=h, along = q^2 / d sum of p dp [N], carry = c)."""
+past_mix = Product(
+    _past_mix, column_sums=("dfirst", "dsecond"), also=("dx0",), tile=Tile(rows=128, columns=128)
+)  # fmt: skip
+"""([dq dk dv dl]', [Wqkv; W]^T, dx, c=g, x=, x0=, later=, first=r0, second=r1 [d], along= [N], dx0=): g reaches h."""
+past_mix_of_lane = Product(
+    _past_mix_of_lane, column_sums=("dfirst", "dsecond"), also=("dx0",), tile=Tile(rows=128, columns=128)
+)  # fmt: skip
+"""The same, but carry= [] times g reaches x beside the mix."""

@@ -1,8 +1,7 @@
 """A block as two passes written out, forward and backward: library products with one kernel between two of them.
 
     h = r0 x + r1 x0, n = s norm(h)              one pass                 `pgolf.kernels.residual_norm`
-    [q k v] = n Wqkv^T                           product
-    q, k normed, rotated, sharpened              one pass                 `pgolf.kernels.heads`
+    [q k v] = n Wqkv^T, q, k normed, rotated     product                  `pgolf.kernels.heads_product`
     y = attention(q, k, v)                                                `pgolf.model.attention`
     z = gate (y without its part along v)        one pass                 `pgolf.kernels.gated_output`
     h <- h + z (diag(a) Wo)^T                    product into the stream  `pgolf.train.folded`
@@ -12,7 +11,7 @@
 
 In lanes both halves read their own stream and `pgolf.kernels.lane_sum` ends the layer. The gradient of x0 goes from
 layer to layer and grows in the passes that are there anyway: every block returns x0 too. Between the layers' products
-nothing is kept that a pass can make again: x, n, [q k v], q and k, y, z, n2, f and a bit per hidden unit.
+nothing is kept that a pass can make again: x, n, [q k v] as attention reads it, y, z, n2, f, a bit per hidden unit.
 
 Twin: `Block.forward` and `pgolf.model.lanes.step`; equal but for roundings, of which there are fewer.
 """
@@ -22,11 +21,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pgolf.kernels.activation import round_gradient
 from pgolf.kernels.float8 import Eighth, product
 from pgolf.kernels.gated_output import Gate, gated_backward, gated_forward
 from pgolf.kernels.heads import heads_backward, heads_forward
+from pgolf.kernels.heads_product import heads_product
 from pgolf.kernels.lane_sum import lanes_backward, lanes_forward
 from pgolf.kernels.residual_norm import MixGradients, Normed, mix_backward, norm_forward
+from pgolf.kernels.row_factors import past_factor
+from pgolf.kernels.stream_products import past_mix, past_mix_of_lane
 from pgolf.model.attention import Gradient, attend_with_gradient
 from pgolf.train.folded import unfold, weight_gradient
 from pgolf.train.fused_call import Call, Parameters, back
@@ -36,71 +39,109 @@ from pgolf.train.fused_mlp import Fed, FeedGradients, feed_backward, feed_forwar
 class Attended(NamedTuple):
     """What the attention half keeps for its gradient."""
 
-    n: Tensor
+    stream: Tensor
+    """n [N, d]; with epilogues h, without its norm."""
+    factor: Tensor | None
+    """From h to n [N], with epilogues."""
     projected: Tensor
+    """[q' k' v] as attention reads it."""
+    inverse: Tensor
+    """1 / rms of queries and keys before their norm."""
     y: Tensor
     """[N, H, D]."""
     gradient: Gradient
-    """From that of y [B, T, H, D] to those of q, k and v."""
+    """From that of y [B, T, H, D] to those of q', k' and v."""
     z: Tensor
-    gates: Tensor | None
+    logits: Tensor | None
 
 
 def attention_forward(call: Call, normed: Normed, p: Parameters) -> Attended:
     """The half's output is z Wo'^T."""
-    shape, n, eight = call.shape, normed.y, call.weights.eight
+    shape, eight = call.shape, call.weights.eight
+    stream = normed.h if normed.y is None else normed.y
     if normed.y8 is None or eight is None:
-        projected = n @ call.weights.qkv.T
+        projected, inverse = heads_product(stream, call.weights.qkv, p.gain, *call.tables, shape, normed.factor)
     else:
         projected = product(Eighth(normed.y8, eight.norm), eight.qkv)
-    rotated = heads_forward(projected, p.gain, *call.tables, shape)
-    heads = *shape.split(rotated, 2), shape.split(projected, 3)[2]
-    q, k, v = (part.view(-1, shape.period, *part.shape[1:]) for part in heads)
+        inverse = heads_forward(projected, p.gain, *call.tables, shape)
+    q, k, v = shape.split(projected.view(-1, shape.period, projected.size(1)))
     y, gradient = attend_with_gradient(q, k, v, call.segments)
     y = y.flatten(0, 1)
-    z, gates = gated_forward(y, *_inputs(call, projected, n, p))
-    return Attended(n, projected, y, gradient, z.flatten(1), gates)
+    z, logits = gated_forward(y, *_inputs(call, projected, stream, normed.factor, p))
+    return Attended(stream, normed.factor, projected, inverse, y, gradient, z.flatten(1), logits)
 
 
-def _inputs(call: Call, projected: Tensor, n: Tensor, p: Parameters) -> tuple[Tensor | None, Gate | None]:
-    values = call.shape.split(projected, 3)[2] if call.exclusive else None
-    return values, None if p.gate is None else Gate(n, p.gate, call.gate_factor)
+def _inputs(
+    call: Call, projected: Tensor, stream: Tensor, factor: Tensor | None, p: Parameters
+) -> tuple[Tensor | None, Gate | None]:
+    values = call.shape.split(projected)[2] if call.exclusive else None
+    return values, None if p.gate is None else Gate(stream, factor, p.gate, call.gate_factor)
 
 
 class AttentionGradients(NamedTuple):
-    """Of n [N, d], but for what the gate adds to its first columns; and of the parameters."""
+    """Of what reads the stream, [N, (H + 2 Hkv) D and the gate's], and in float8; with epilogues times `factor`."""
 
-    n: Tensor
-    narrow: Tensor | None
-    qkv: Tensor
+    read: Tensor
+    read8: Tensor | None
+    common: Tensor | None
+    """With epilogues: parts of n . dn [N, parts]."""
+    weights: Tensor
+    """Of `Weights.read`."""
     out: Tensor
     attn_scale: Tensor
     gain: Tensor
-    gate: Tensor | None
 
 
 def attention_backward(call: Call, kept: Attended, g: Tensor, p: Parameters) -> AttentionGradients:
     """g [N, d] is the gradient of the half's output."""
     dz = (g @ call.weights.out).view(kept.y.shape)
     out, attn_scale = unfold(weight_gradient(g, kept.z), p.out, p.attn_scale)
-    gated = gated_backward(dz, kept.y, *_inputs(call, kept.projected, kept.n, p), kept.gates)
-    dq, dk, dv = kept.gradient(gated.y.view(-1, call.shape.period, *gated.y.shape[1:]))
-    dq, dk, dv = dq.flatten(0, 1).contiguous(), dk.flatten(1, 2).contiguous(), dv.flatten(1, 2).contiguous()
-    d_projected, eighth, gain = heads_backward(
-        (dq, dk, dv), gated.v, kept.projected, p.gain, *call.tables, call.shape, call.factor8
+    values, gate = _inputs(call, kept.projected, kept.stream, kept.factor, p)
+    read, width, keys = g.new_empty(len(g), len(call.weights.read)), kept.projected.size(1), call.shape.kv_heads
+    common = None
+    if call.epilogues:
+        of_gate = 0 if gate is None else call.shape.heads if values is None else keys
+        common = g.new_empty(len(g), of_gate + keys, dtype=torch.float32)
+    dy, dv2 = gated_backward(dz, kept.y, values, gate, kept.logits, read[:, width:], common)
+    dq, dk, dv = kept.gradient(dy.view(-1, call.shape.period, *dy.shape[1:]))
+    gradients = dq.flatten(0, 1).contiguous(), dk.flatten(1, 2).contiguous(), dv.flatten(1, 2).contiguous()
+    read8, gain = heads_backward(
+        gradients, dv2, kept.projected, kept.inverse, p.gain, *call.tables, call.shape, read, kept.factor,
+        None if common is None else common[:, -keys:], call.factor8,
     )  # fmt: skip
-    return AttentionGradients(
-        back(call, d_projected, eighth, "qkv"), gated.n, weight_gradient(d_projected, kept.n), out, attn_scale, gain,
-        gated.weight,
-    )  # fmt: skip
+    if read8 is not None and call.factor8 is not None:
+        read8[:, width:] = round_gradient(read[:, width:].contiguous(), call.factor8)
+    return AttentionGradients(read, read8, common, weight_gradient(read, kept.stream), out, attn_scale, gain)
 
 
-def _gradients(call: Call, a: AttentionGradients, m: FeedGradients, mixed: MixGradients) -> Parameters:
-    width = call.shape.kv_heads * call.shape.head_dim
-    query, key, value = torch.split(a.qkv, [len(a.qkv) - 2 * width, width, width])
-    return Parameters(
-        query, key, value, a.out, m.up, m.down, a.gain, a.gate, a.attn_scale, m.mlp_scale, mixed.mix
-    )  # fmt: skip
+def head_backward(
+    call: Call, a: AttentionGradients, past: Tensor, carry: Tensor, x: Tensor, x0: Tensor, p: Parameters,
+    inverse: Tensor, later: Tensor | None, inside: bool,
+) -> MixGradients:  # fmt: skip
+    """Of the block's input x and of x0; carry [] times past [N, d] reaches the mixed stream, or (not inside) x."""
+    if a.common is None:
+        dn = back(call, a.read, a.read8, "read")
+        return mix_backward(dn, past, carry, x, x0, p.mix, call.scale, inverse, later, inside)
+    dx, dx0 = torch.empty_like(x), torch.empty_like(x0)
+    mixed = {
+        "x": x, "x0": x0, "later": torch.zeros_like(x0) if later is None else later, "first": p.mix[0],
+        "second": p.mix[1], "along": past_factor(a.common, inverse, x.size(1)), "dx0": dx0,
+    }  # fmt: skip
+    if inside:
+        found = past_mix(a.read, call.weights.read.T, dx, past, **mixed)
+    else:
+        found = past_mix_of_lane(a.read, call.weights.read.T, dx, past, carry=carry, **mixed)
+    return MixGradients(dx, dx0, torch.stack([found["dfirst"].sum(0), found["dsecond"].sum(0)]))
+
+
+def _gradients(call: Call, a: AttentionGradients, m: FeedGradients, mixed: MixGradients, p: Parameters) -> Parameters:
+    width, gate = call.shape.kv_heads * call.shape.head_dim, None
+    query, key, value, rest = torch.split(
+        a.weights, [len(p.query), width, width, len(a.weights) - len(p.query) - 2 * width]
+    )
+    if p.gate is not None:
+        gate = rest[: len(p.gate), : p.gate.size(1)]
+    return Parameters(query, key, value, a.out, m.up, m.down, a.gain, gate, a.attn_scale, m.mlp_scale, mixed.mix)
 
 
 class SequentialBlock(torch.autograd.Function):
@@ -109,7 +150,7 @@ class SequentialBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, x: Tensor, x0: Tensor, *parameters: Tensor | None) -> tuple[Tensor, Tensor]:  # noqa: D102
         p = Parameters(*parameters)  # type: ignore[arg-type]
-        first = norm_forward(x, call.scale, x0, p.mix, call.factor8 is not None)
+        first = norm_forward(x, call.scale, x0, p.mix, call.factor8 is not None, not call.epilogues)
         ctx.attended = attention_forward(call, first, p)
         h, squares = into(call, first.h, ctx.attended.z)
         fed = feed_forward(call, h, squares)
@@ -129,10 +170,8 @@ class SequentialBlock(torch.autograd.Function):
         attended, ctx.attended = ctx.attended, None
         fed_back = feed_backward(call, fed, g, g, call.one, p)
         read = attention_backward(call, attended, fed_back.h, p)
-        mixed = mix_backward(
-            read.n, read.narrow, fed_back.h, call.one, x, x0, p.mix, call.scale, inverse, later, inside=True
-        )  # fmt: skip
-        return None, mixed.x, mixed.x0, *_gradients(call, read, fed_back, mixed)
+        mixed = head_backward(call, read, fed_back.h, call.one, x, x0, p, inverse, later, inside=True)
+        return None, mixed.x, mixed.x0, *_gradients(call, read, fed_back, mixed, p)
 
 
 class LanesBlock(torch.autograd.Function):
@@ -144,9 +183,9 @@ class LanesBlock(torch.autograd.Function):
         *parameters: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         p = Parameters(*parameters)  # type: ignore[arg-type]
-        first = norm_forward(lane0, call.scale, x0, p.mix, call.factor8 is not None)
+        first = norm_forward(lane0, call.scale, x0, p.mix, call.factor8 is not None, not call.epilogues)
         ctx.attended = attention_forward(call, first, p)
-        a = torch.mm(ctx.attended.z, call.weights.out.T, out=first.h)
+        a = ctx.attended.z @ call.weights.out.T
         fed = feed_forward(call, lane1)
         m = fed.f @ call.weights.down.T
         ctx.call = call
@@ -164,9 +203,7 @@ class LanesBlock(torch.autograd.Function):
         summed = lanes_backward((g0, g1), (lane0, lane1), a, m, post)
         fed_back = feed_backward(call, fed, summed.m, g1, carry[1], p)
         read = attention_backward(call, attended, summed.a, p)
-        mixed = mix_backward(
-            read.n, read.narrow, g0, carry[0], lane0, x0, p.mix, call.scale, inverse, upstream[2], inside=False
-        )  # fmt: skip
+        mixed = head_backward(call, read, g0, carry[0], lane0, x0, p, inverse, upstream[2], inside=False)
         return (
-            None, mixed.x, fed_back.h, mixed.x0, summed.post, summed.carry, *_gradients(call, read, fed_back, mixed)
+            None, mixed.x, fed_back.h, mixed.x0, summed.post, summed.carry, *_gradients(call, read, fed_back, mixed, p)
         )  # fmt: skip

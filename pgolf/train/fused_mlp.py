@@ -35,9 +35,10 @@ class Fed(NamedTuple):
 
 
 def into(call: Call, h: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
-    """h + z Wo'^T in place, and with epilogues the sums of its squares."""
+    """h + z Wo'^T, in place where h is not kept, and with epilogues the sums of its squares."""
     if call.epilogues:
-        return h, into_stream(z, call.weights.out, h, h)["squares"]
+        out = torch.empty_like(h)
+        return out, into_stream(z, call.weights.out, out, h)["squares"]
     return h.addmm_(z, call.weights.out.T), None
 
 
@@ -82,7 +83,7 @@ def feed_backward(call: Call, fed: Fed, g: Tensor, past: Tensor, carry: Tensor, 
         along = hidden_backward(
             g, call.weights.down.T, dp, f=fed.f, factor=fed.signs, slope=abs(call.slope)
         )["along"]  # fmt: skip
-        factor = past_factor(along, fed.inverse, dh.size(1))
+        factor = past_factor(along, fed.inverse, dh.size(1), times=2.0)
         past_norm(dp, call.weights.up.T, dh, past, h=fed.stream, along=factor, carry=carry)
         return FeedGradients(dh, weight_gradient(dp, fed.stream), down, mlp_scale)
     if call.factor8 is None:
