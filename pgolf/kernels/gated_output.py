@@ -99,7 +99,7 @@ def _gate_backward(
     w_place = tl.arange(0, H)[:, None] * window + narrow
     weight = tl.load(w + w_place, mask=narrow < window, other=0.0).to(tl.float32)
     total = tl.zeros((H, WINDOW), tl.float32)
-    for turn in range(turns):
+    for turn in tl.range(turns):
         token = ((tl.program_id(0) * turns + turn) * T + tl.arange(0, T)).to(tl.int64)[:, None]
         there = token < tokens
         gate = tl.load(gates + token * H + head, mask=there, other=0.0)
