@@ -128,7 +128,7 @@ def attend_with_gradient(
 ) -> tuple[Tensor, Gradient]:  # fmt: skip
     """`attend` outside of any graph, and its gradient, to be called once; FlashAttention-4 gives dk and dv in parts."""
     if backend(q.device, q.dtype, q.size(-1), segments is not None) == "fa4":
-        return _flash4(q, k, v, segments)
+        return _flash4_with_gradient(q, k, v, segments)
     leaves = q.detach().requires_grad_(), k.detach().requires_grad_(), v.detach().requires_grad_()
     with torch.enable_grad():
         y = attend(*leaves, segments)
@@ -140,13 +140,13 @@ def attend_with_gradient(
     return y.detach(), gradient
 
 
-def _flash4(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None) -> tuple[Tensor, Gradient]:
+def _flash4_with_gradient(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None) -> tuple[Tensor, Gradient]:
     cu, longest = segments or (None, 0)
     q_row, k_row, v_row = (tensor.detach() if segments is None else tensor.detach()[0] for tensor in (q, k, v))
     y, lse = flash4.forward(q_row, k_row, v_row, cu, longest)
 
     def gradient(dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        dq, dk, dv = flash4.gradients(dy.view(y.shape), q_row, k_row, v_row, y, lse, cu, longest)
+        dq, dk, dv = flash4.gradients_in_parts(dy.view(y.shape), q_row, k_row, v_row, y, lse, cu, longest)
         return dq.view(q.shape), dk.view(-1, *k.shape), dv.view(-1, *v.shape)
 
     return y.view(q.shape), gradient

@@ -94,7 +94,7 @@ def _gradients(ctx: Any, dy: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
 forward.register_autograd(_gradients, setup_context=_save)
 
 
-def gradients(
+def gradients_in_parts(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, cu_seqlens: Tensor | None, longest: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq like q; dk and dv as H / Hkv parts [parts, *k.shape] that are to be added up: `backward`, and faster.
