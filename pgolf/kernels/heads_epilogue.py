@@ -1,9 +1,9 @@
 """QK-norm, partial rotation and query gain in the epilogue of a product, for Hopper: `epilogue`, of `heads_product`.
 
-Written for the operators of quack-kernels (github.com/Dao-AILab/quack, CuTe DSL), so it is imported only where that
-package is. A thread of the matrix unit holds, of its rows, columns 8 j + c and 8 j + c + 1 with one even c < 8 for all
-j. Dimensions that are rotated together are a multiple of 8 apart: both lie in the same thread, and rotating moves
-nothing. Which of a thread's values is which is known while the kernel is compiled; only the corner is not.
+Written with the operators of quack-kernels (github.com/Dao-AILab/quack, CuTe DSL): of use only where that package is,
+and imported only there. A thread of the matrix unit holds, of its rows, columns 8 j + c and 8 j + c + 1 with one even
+c < 8 for all j. Dimensions that are rotated together are a multiple of 8 apart: both lie in the same thread, and
+rotating moves nothing. Which of a thread's values is which is known while the kernel is compiled; only c is not.
 
 The tile passes through registers twice: first for the sums of squares, and each rotated value notes its partner
 (the same register under another name); then to be written.
@@ -17,16 +17,19 @@ import inspect
 import sys
 from typing import Any
 
-import cutlass
-import cutlass.cute as cute
-from cutlass import Float32, Int32
-from quack.compile_utils import make_fake_tensor
-from quack.cute_dsl_utils import torch2cute_dtype_map
-from quack.epilogue import gemm_epilogue
-from quack.epilogue.head_rmsnorm import HeadRstd
-from quack.epilogue.ops import EpiOp
-
 from pgolf.kernels.heads import LEAST_GAIN, NORM_EPS, Shape
+
+try:
+    import cutlass
+    import cutlass.cute as cute
+    from cutlass import Float32, Int32
+    from quack.compile_utils import make_fake_tensor
+    from quack.cute_dsl_utils import torch2cute_dtype_map
+    from quack.epilogue import gemm_epilogue
+    from quack.epilogue.head_rmsnorm import HeadRstd
+    from quack.epilogue.ops import EpiOp
+except ImportError:  # a packed program, which is one module, is loaded without them too
+    HeadRstd = EpiOp = object
 
 
 @functools.cache
@@ -188,7 +191,7 @@ def _first_pass(acc, rows):
     return {"factor": x * x, "crossed": x}
 
 
-def _write(acc, rows, factor, cosine, crossed):
+def _normed_heads(acc, rows, factor, cosine, crossed):
     return {"D": (acc * rows * cosine + crossed) * factor}
 
 
@@ -202,4 +205,4 @@ def epilogue(heads: int, kv_heads: int, head_dim: int) -> Any:
     return gemm_epilogue(
         ops={"factor": factor, "cosine": Cosine("cosine", shape), "crossed": Crossed("crossed", shape)},
         prepass=_first_pass, prepass_outs=("factor", "crossed"), extra_ops=(factor.out("inverse"),),
-    )(_write)  # fmt: skip
+    )(_normed_heads)  # fmt: skip

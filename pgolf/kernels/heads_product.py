@@ -28,10 +28,11 @@ def _epilogue(heads: int, kv_heads: int, head_dim: int) -> Any:
         return None
     try:
         from pgolf.kernels.heads_epilogue import epilogue
+
+        return epilogue(heads, kv_heads, head_dim)
     except Exception as error:  # installed for another CUDA or another compiler: every library of it raises its own
         warnings.warn(f"quack-kernels is installed and does not load ({error}): heads go without", stacklevel=2)
         return None
-    return epilogue(heads, kv_heads, head_dim)
 
 
 def fits(n: Tensor, shape: Shape, half: int) -> bool:

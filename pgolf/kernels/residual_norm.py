@@ -112,14 +112,14 @@ class Normed(NamedTuple):
 
     h: Tensor
     """The mixed stream [T, d], or x itself."""
-    y: Tensor | None
-    """s norm(h) [T, d]."""
+    y: Tensor
+    """s norm(h) [T, d]; h where factors are wanted instead."""
     y8: Tensor | None
     """norm(h) NORM_RANGE / sqrt(d) in float8."""
     inverse: Tensor
     """q [T], float32."""
     factor: Tensor | None
-    """s q [T], float32, in place of y."""
+    """s q [T], float32: y is its rows times h."""
 
 
 def norm_forward(
@@ -130,7 +130,7 @@ def norm_forward(
     tokens, width = x.shape
     h = x if mix is None else torch.empty_like(x)
     inverse = x.new_empty(tokens, dtype=torch.float32)
-    y, factor = (torch.empty_like(x), None) if unit else (None, torch.empty_like(inverse))
+    y, factor = (torch.empty_like(x), None) if unit else (h, torch.empty_like(inverse))
     y8 = torch.empty_like(x, dtype=torch.float8_e4m3fn) if eight else None
     block = triton.next_power_of_2(width)
     _norm_forward[(triton.cdiv(tokens, FORWARD_ROWS),)](

@@ -95,9 +95,9 @@ def _widened(gate: Tensor, width: int) -> Tensor:
 def _eight(weights: Weights, s: Tensor, gradient: float) -> Eight:
     forth = round_weight(weights.qkv), round_weight(weights.up)
     back = round_weight(weights.read), forth[1], round_weight(weights.down)
+    read, up, down = (Eighth(w.values.T.contiguous(), w.scale) for w in back)
     norm = s.float() * (weights.up.size(1) ** 0.5 / LARGEST)
-    turned = (Eighth(w.values.T.contiguous(), w.scale) for w in back)
-    return Eight(*forth, *turned, norm, torch.full_like(norm, 1 / gradient))
+    return Eight(*forth, read, up, down, norm, torch.full_like(norm, 1 / gradient))
 
 
 def unfold(folded: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,7 +58,7 @@ class Attended(NamedTuple):
 def attention_forward(call: Call, normed: Normed, p: Parameters) -> Attended:
     """The half's output is z Wo'^T."""
     shape, eight = call.shape, call.weights.eight
-    stream = normed.h if normed.y is None else normed.y
+    stream = normed.y
     if normed.y8 is None or eight is None:
         projected, inverse = heads_product(stream, call.weights.qkv, p.gain, *call.tables, shape, normed.factor)
     else:
