@@ -25,6 +25,11 @@ def maximum(a: Any, b: Any) -> Any:
     return torch.maximum(a, b) if isinstance(a, Tensor) else cute.arch.fmax(a, b)
 
 
+def clipped(x: Any, most: float) -> Any:
+    """x, within -most and most."""
+    return x.clamp(-most, most) if isinstance(x, Tensor) else cute.arch.fmax(cute.arch.fmin(x, most), -most)
+
+
 def root(x: Any) -> Any:
     """The square root of x >= 0."""
     return x.sqrt() if isinstance(x, Tensor) else cute.math.sqrt(x, fastmath=True)

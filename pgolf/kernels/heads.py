@@ -11,8 +11,8 @@ from q' at any gain, as precisely as it was rounded, and such a head's scores ar
 
 A program takes some tokens and as many heads as there are keys. Gradients of keys and values may come in parts, that of
 values from XSA too; the backward pass adds them up as it reads them, and one matrix comes out for the products that
-follow: it may be wider than the projection, its rows may be multiplied, and with `eight` it comes out in float8 (e5m2)
-too. What a query or a key and its gradient have in common, x . dx, is 0 but for eps: of values it is taken down.
+follow: it may be wider than the projection, and its rows may be multiplied. What a query or a key has in common with
+its gradient, x . dx, is 0 but for eps; that of values is taken down.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -81,10 +81,10 @@ def _heads_forward(
 
 @triton.jit
 def _heads_backward(
-    dq, dk, dv, dv2, y, inverse, gain, cos, sin, factor, dx, dx8, dgain, common, tokens, period, scale8, stride,
+    dq, dk, dv, dv2, y, inverse, gain, cos, sin, factor, dx, dgain, common, tokens, period, stride,
     common_stride,
     H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr, PARTS: tl.constexpr,
-    EIGHT: tl.constexpr, TWO: tl.constexpr, FACTOR: tl.constexpr, COMMON: tl.constexpr,
+    TWO: tl.constexpr, FACTOR: tl.constexpr, COMMON: tl.constexpr,
 ):  # fmt: skip
     token, of_keys, columns, inside = rows(tokens, KV, D, T)
     chunk = tl.program_id(1)
@@ -121,11 +121,7 @@ def _heads_backward(
             tl.store(dgain + tl.program_id(0) * H + chunk * KV + tl.arange(0, KV), total)
     if FACTOR:
         result *= tl.load(factor + token, mask=token < tokens, other=0.0)[:, None]
-    out = token[:, None] * stride + head[:, None] * D + columns
-    tl.store(dx + out, result, mask=inside)
-    if EIGHT:
-        eighth = tl.minimum(tl.maximum(result * scale8, -57344.0), 57344.0)
-        tl.store(dx8 + out, eighth.to(dx8.dtype.element_ty), mask=inside)
+    tl.store(dx + token[:, None] * stride + head[:, None] * D + columns, result, mask=inside)
 
 
 class Shape(NamedTuple):
@@ -163,21 +159,17 @@ def heads_forward(x: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, shape: Shap
 def heads_backward(
     gradients: tuple[Tensor, Tensor, Tensor], dv2: Tensor | None, y: Tensor, inverse: Tensor, gain: Tensor,
     cos: Tensor, sin: Tensor, shape: Shape, dx: Tensor, factor: Tensor | None = None, common: Tensor | None = None,
-    scale8: float | None = None,
-) -> tuple[Tensor | None, Tensor]:  # fmt: skip
-    """dx [T, >= (H + 2 Hkv) D], in its first columns, from dq [T, H, D], dk and dv [parts, T, Hkv, D], contiguous, and
-    a further dv2 [T, Hkv, D], at y, the projection after `heads_forward`; with `factor` [T] its rows are multiplied.
-    `common` [T, >= Hkv], float32, gets v . dv of every head, without the factor. To dx times scale8 in float8 (e5m2) if
-    that is given; dgain [H] float32.
+) -> Tensor:  # fmt: skip
+    """Writes dx [T, >= (H + 2 Hkv) D], in its first columns, from dq [T, H, D], dk and dv [parts, T, Hkv, D],
+    contiguous, and a further dv2 [T, Hkv, D], at y, the projection after `heads_forward`; with `factor` [T] its rows
+    are multiplied. `common` [T, >= Hkv], float32, gets v . dv of every head, without the factor. Returns dgain [H],
+    float32.
     """
-    dx8 = None if scale8 is None else torch.empty_like(dx, dtype=torch.float8_e5m2)
     blocks = triton.cdiv(len(y), shape.tokens_at_once)
     dgain = y.new_empty(blocks, shape.heads, dtype=torch.float32)
     _heads_backward[(blocks, shape.heads // shape.kv_heads + 2)](
-        *gradients, dv2, y, inverse, gain, cos, sin, factor, dx, dx8, dgain, common, len(y), shape.period,
-        scale8 or 0.0,
-        dx.stride(0), 0 if common is None else common.stride(0), shape.heads, shape.kv_heads, shape.head_dim,
-        cos.size(1), shape.tokens_at_once, len(gradients[1]), dx8 is not None, dv2 is not None, factor is not None,
-        common is not None,
+        *gradients, dv2, y, inverse, gain, cos, sin, factor, dx, dgain, common, len(y), shape.period, dx.stride(0),
+        0 if common is None else common.stride(0), shape.heads, shape.kv_heads, shape.head_dim, cos.size(1),
+        shape.tokens_at_once, len(gradients[1]), dv2 is not None, factor is not None, common is not None,
     )  # fmt: skip
-    return dx8, dgain.sum(0)
+    return dgain.sum(0)

@@ -36,15 +36,15 @@ def _epilogue(heads: int, kv_heads: int, head_dim: int) -> Any:
 
 
 def fits(n: Tensor, shape: Shape, half: int) -> bool:
-    """Whether the one kernel can be had: for Hopper, 16 bits, whole heads in a tile, and rotated dimensions that lie in
-    one thread and in one part (32 columns) of the tile.
+    """Whether the one kernel can be had: for Hopper, at most 16 bits, whole heads in a tile, and dimensions that are
+    rotated together in one thread and in one part (32 columns) of the tile.
     """
     columns = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     return (
         n.device.type == "cuda"
         and torch.cuda.get_device_capability(n.device)[0] == 9
-        and n.dtype in (torch.bfloat16, torch.float16)
-        and n.size(1) % 8 == 0
+        and n.dtype in (torch.bfloat16, torch.float16, torch.float8_e4m3fn)
+        and n.size(1) % 16 == 0
         and TILE.columns % shape.head_dim == 0
         and shape.head_dim % 32 == 0
         and columns % TILE.columns == 0
@@ -54,14 +54,16 @@ def fits(n: Tensor, shape: Shape, half: int) -> bool:
 
 
 def heads_product(
-    x: Tensor, weight: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, shape: Shape, factor: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, weight: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, shape: Shape, factor: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """n = x [T, d], or with `factor` [T] its rows times that, weight [(H + 2 Hkv) D, d], gain [H] float32, cos and sin
-    [period, r / 2] to y [T, (H + 2 Hkv) D] and 1 / rms [T, H + 2 Hkv] float32, of queries and keys.
+    [period, r / 2] to y [T, (H + 2 Hkv) D] and 1 / rms [T, H + 2 Hkv] float32, of queries and keys. y is of `dtype`.
     """
+    dtype = dtype or x.dtype
     if factor is not None and fits(x, shape, cos.size(1)):
-        return fused(x, factor, weight, gain, cos, sin, shape)
-    y = x @ weight.T
+        return fused(x, factor, weight, gain, cos, sin, shape, dtype)
+    y = x.to(dtype) @ weight.to(dtype).T
     if factor is not None:
         y *= factor[:, None].to(y.dtype)
     return y, heads_forward(y, gain, cos, sin, shape)
@@ -69,11 +71,11 @@ def heads_product(
 
 def fused(
     x: Tensor, factor: Tensor, weight: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, shape: Shape,
-    tile: Tile | None = None,
+    dtype: torch.dtype, tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`heads_product` as one kernel, where it `fits`."""
     tile = tile or TILE
-    y = x.new_empty(len(x), len(weight))
+    y = x.new_empty(len(x), len(weight), dtype=dtype)
     inverse = x.new_empty(len(x), len(weight) // shape.head_dim, dtype=torch.float32)
     operands = {"rows": factor[None], "factor": gain.detach(), "cosine": cos, "crossed": sin, "inverse": inverse}
     _epilogue(shape.heads, shape.kv_heads, shape.head_dim).gemm(

@@ -9,7 +9,7 @@
 is a factor on g, and `inside` says whether g reaches h or, past the mix, x (a lane).
 h is computed again in the backward pass, from x and x0, which dr needs anyway; without a mix h^ = y / s. Sums over
 tokens are taken by every program over its own tokens, in float32, and added at the end: their order is fixed.
-With `eight` the norm also leaves in float8 (e4m3) times `NORM_RANGE` / sqrt(d): |h^| <= sqrt(d), so nothing overflows.
+With `eight` h leaves in float8 (e4m3) too, clipped to the largest number of that.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -21,11 +21,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pgolf.kernels import float8
 from pgolf.kernels.launch import shares
 
 EPS = tl.constexpr(torch.finfo(torch.float32).eps)
-NORM_RANGE = 448.0
-"""The largest number of float8_e4m3fn."""
+LARGEST8 = tl.constexpr(float8.LARGEST)
 FORWARD_ROWS = 2
 """Tokens of a program; the fastest of 2, 4 and 8 on an H200."""
 ROWS = 4
@@ -35,7 +35,7 @@ programs."""
 
 @triton.jit
 def _norm_forward(
-    x, x0, mix, scale, h, y, y8, inverse, factor, tokens, range8,
+    x, x0, mix, scale, h, y, h8, inverse, factor, tokens,
     D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, MIX: tl.constexpr, UNIT: tl.constexpr,
     EIGHT: tl.constexpr,
 ):  # fmt: skip
@@ -57,7 +57,8 @@ def _norm_forward(
     else:
         tl.store(factor + rows, q * tl.load(scale), mask=rows < tokens)
     if EIGHT:
-        tl.store(y8 + place, (unit * range8).to(y8.dtype.element_ty), mask=inside)
+        clipped = tl.minimum(tl.maximum(value, -LARGEST8), LARGEST8)
+        tl.store(h8 + place, clipped.to(h8.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -114,8 +115,8 @@ class Normed(NamedTuple):
     """The mixed stream [T, d], or x itself."""
     y: Tensor
     """s norm(h) [T, d]; h where factors are wanted instead."""
-    y8: Tensor | None
-    """norm(h) NORM_RANGE / sqrt(d) in float8."""
+    h8: Tensor | None
+    """h in float8."""
     inverse: Tensor
     """q [T], float32."""
     factor: Tensor | None
@@ -131,13 +132,13 @@ def norm_forward(
     h = x if mix is None else torch.empty_like(x)
     inverse = x.new_empty(tokens, dtype=torch.float32)
     y, factor = (torch.empty_like(x), None) if unit else (h, torch.empty_like(inverse))
-    y8 = torch.empty_like(x, dtype=torch.float8_e4m3fn) if eight else None
+    h8 = torch.empty_like(x, dtype=float8.KIND) if eight else None
     block = triton.next_power_of_2(width)
     _norm_forward[(triton.cdiv(tokens, FORWARD_ROWS),)](
-        x, x0, mix, scale, h, y, y8, inverse, factor, tokens, NORM_RANGE / width**0.5, width, block, FORWARD_ROWS,
+        x, x0, mix, scale, h, y, h8, inverse, factor, tokens, width, block, FORWARD_ROWS,
         mix is not None, unit, eight,
     )  # fmt: skip
-    return Normed(h, y, y8, inverse, factor)
+    return Normed(h, y, h8, inverse, factor)
 
 
 def norm_backward(dy: Tensor, past: Tensor, carry: Tensor, y: Tensor, scale: Tensor, inverse: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ f carries the sign of p in its last bit (`pgolf.kernels.elements.marked`). At th
 
 from typing import Any
 
-from pgolf.kernels.elements import is_marked, marked, maximum, root
+from pgolf.kernels.elements import clipped, is_marked, marked, maximum, root
 from pgolf.kernels.epilogue import Product, Tile
+from pgolf.kernels.float8 import LARGEST
 
 
 def _into_stream(acc: Any, c: Any) -> dict[str, Any]:
@@ -22,14 +23,34 @@ def _into_stream(acc: Any, c: Any) -> dict[str, Any]:
     return {"D": h, "squares": (h, h)}
 
 
+def _into_stream8(acc: Any, c: Any) -> dict[str, Any]:
+    h = acc + c
+    return {"D": h, "squares": (h, h), "h8": clipped(h, LARGEST)}
+
+
 def _added(acc: Any, c: Any) -> dict[str, Any]:
     return {"D": acc + c}
+
+
+def _added8(acc: Any, c: Any, scale: Any) -> dict[str, Any]:
+    return {"D": acc * scale + c}
+
+
+def _scaled8(acc: Any, scale: Any) -> dict[str, Any]:
+    return {"D": acc * scale}
 
 
 def _hidden(acc: Any, factor: Any, slope: Any) -> dict[str, Any]:
     p = acc * factor
     leaky = maximum(p, p * slope)
     return {"D": marked(leaky * leaky, p)}
+
+
+def _hidden8(acc: Any, factor: Any, slope: Any, scale: Any) -> dict[str, Any]:
+    p = acc * factor * scale
+    leaky = maximum(p, p * slope)
+    f = leaky * leaky
+    return {"D": marked(f, p), "f8": clipped(f, LARGEST)}
 
 
 def _hidden_backward(acc: Any, f: Any, factor: Any, slope: Any) -> dict[str, Any]:
@@ -55,10 +76,18 @@ def _past_mix_of_lane(
 
 into_stream = Product(_into_stream, ("squares",))
 """(z, Wo', out, c=h)."""
+into_stream8 = Product(_into_stream8, ("squares",), also=("h8",))
+"""The same, and h8= in float8 too."""
 added = Product(_added)
 """(f, W2', out, c=h)."""
+added8 = Product(_added8)
+"""(f8, W2' in float8, out, c=h, scale= of the weight)."""
+scaled8 = Product(_scaled8)
+"""(f8, W2' in float8, out, scale=)."""
 hidden = Product(_hidden)
 """(h, W1, f, factor = s q [N], slope)."""
+hidden8 = Product(_hidden8, also=("f8",))
+"""(h8, W1 in float8, f, factor, slope, scale=), and f8= in float8."""
 hidden_backward = Product(_hidden_backward, ("along",))
 """(g, W2'^T, dp', f=f, factor = s q, slope), and the sum of df f."""
 past_norm = Product(_past_norm)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pgolf.kernels.float8 import LARGEST, Eighth, round_weight
+from pgolf.kernels.float8 import Eighth, round_weight
 from pgolf.kernels.gated_output import GATE_COLUMNS
 from pgolf.model.blocks import Block
 
@@ -32,24 +32,15 @@ class Weights(NamedTuple):
     down: Tensor
     """[d, F]."""
     eight: "Eight | None" = None
-    """The same in float8, as far as products read them so."""
+    """Some in float8."""
 
 
 class Eight(NamedTuple):
-    """Matrices whose inner axis is the last, and the scales of what they meet; s is the layer's scale."""
+    """The matrices of the forward pass that are read in float8."""
 
     qkv: Eighth
     up: Eighth
-    read_back: Eighth
-    """[d, (H + 2 Hkv) D and the gate's]."""
-    up_back: Eighth
-    """[d, F]."""
-    down_back: Eighth
-    """[F, d]."""
-    norm: Tensor
-    """Of a norm's output, s included []."""
-    gradient: Tensor
-    """Of gradients []."""
+    down: Eighth
 
 
 def matrix(layer: nn.Module) -> nn.Parameter:
@@ -73,8 +64,8 @@ class Folded:
         self.weights: Weights | None = None
 
     @torch.no_grad()
-    def __call__(self, dtype: torch.dtype, number: int, eight: tuple[Tensor, float] | None = None) -> Weights:
-        """The matrices in `dtype` for the forward pass of that number; `eight` is s and the factor on gradients."""
+    def __call__(self, dtype: torch.dtype, number: int, eight: bool = False) -> Weights:
+        """The matrices in `dtype` for the forward pass of that number, and in float8 too."""
         if self.weights is None or number != self.number:
             query, key, value, out, up, down, a, m = self.sources
             gate = [] if self.gate is None else [_widened(self.gate, out.size(1))]
@@ -83,21 +74,15 @@ class Folded:
                 read[: len(query) + 2 * len(key)], read, (a[:, None] * out).to(dtype), up.to(dtype),
                 (m[:, None] * down).to(dtype),
             )  # fmt: skip
-            if eight is not None:
-                self.weights = self.weights._replace(eight=_eight(self.weights, *eight))
+            if eight:
+                found = self.weights
+                in8 = Eight(*(round_weight(w) for w in (found.qkv, found.up, found.down)))
+                self.weights = found._replace(eight=in8)
         return self.weights
 
 
 def _widened(gate: Tensor, width: int) -> Tensor:
     return functional.pad(gate, (0, width - gate.size(1), 0, -len(gate) % GATE_COLUMNS))
-
-
-def _eight(weights: Weights, s: Tensor, gradient: float) -> Eight:
-    forth = round_weight(weights.qkv), round_weight(weights.up)
-    back = round_weight(weights.read), forth[1], round_weight(weights.down)
-    read, up, down = (Eighth(w.values.T.contiguous(), w.scale) for w in back)
-    norm = s.float() * (weights.up.size(1) ** 0.5 / LARGEST)
-    return Eight(*forth, read, up, down, norm, torch.full_like(norm, 1 / gradient))
 
 
 def unfold(folded: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,10 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pgolf.kernels.activation import round_gradient
-from pgolf.kernels.float8 import Eighth, product
 from pgolf.kernels.gated_output import Gate, gated_backward, gated_forward
-from pgolf.kernels.heads import heads_backward, heads_forward
+from pgolf.kernels.heads import heads_backward
 from pgolf.kernels.heads_product import heads_product
 from pgolf.kernels.lane_sum import lanes_backward, lanes_forward
 from pgolf.kernels.residual_norm import MixGradients, Normed, mix_backward, norm_forward
@@ -32,8 +30,8 @@ from pgolf.kernels.row_factors import past_factor
 from pgolf.kernels.stream_products import past_mix, past_mix_of_lane
 from pgolf.model.attention import Gradient, attend_with_gradient
 from pgolf.train.folded import unfold, weight_gradient
-from pgolf.train.fused_call import Call, Parameters, back
-from pgolf.train.fused_mlp import Fed, FeedGradients, feed_backward, feed_forward, feed_out, into
+from pgolf.train.fused_call import Call, Parameters
+from pgolf.train.fused_mlp import Fed, FeedGradients, Stream, feed_backward, feed_forward, feed_out, into
 
 
 class Attended(NamedTuple):
@@ -57,13 +55,11 @@ class Attended(NamedTuple):
 
 def attention_forward(call: Call, normed: Normed, p: Parameters) -> Attended:
     """The half's output is z Wo'^T."""
-    shape, eight = call.shape, call.weights.eight
-    stream = normed.y
-    if normed.y8 is None or eight is None:
-        projected, inverse = heads_product(stream, call.weights.qkv, p.gain, *call.tables, shape, normed.factor)
-    else:
-        projected = product(Eighth(normed.y8, eight.norm), eight.qkv)
-        inverse = heads_forward(projected, p.gain, *call.tables, shape)
+    shape, stream, factor, weight, eight = call.shape, normed.y, normed.factor, call.weights.qkv, call.weights.eight
+    x, dtype = stream, stream.dtype
+    if eight is not None and factor is not None and normed.h8 is not None:
+        x, weight, factor = normed.h8, eight.qkv.values, factor * eight.qkv.scale
+    projected, inverse = heads_product(x, weight, p.gain, *call.tables, shape, factor, dtype)
     q, k, v = shape.split(projected.view(-1, shape.period, projected.size(1)))
     y, gradient = attend_with_gradient(q, k, v, call.segments)
     y = y.flatten(0, 1)
@@ -79,10 +75,9 @@ def _inputs(
 
 
 class AttentionGradients(NamedTuple):
-    """Of what reads the stream, [N, (H + 2 Hkv) D and the gate's], and in float8; with epilogues times `factor`."""
+    """Of what reads the stream, [N, (H + 2 Hkv) D and the gate's], with epilogues times `factor`; of parameters."""
 
     read: Tensor
-    read8: Tensor | None
     common: Tensor | None
     """With epilogues: parts of n . dn [N, parts]."""
     weights: Tensor
@@ -105,13 +100,11 @@ def attention_backward(call: Call, kept: Attended, g: Tensor, p: Parameters) -> 
     dy, dv2 = gated_backward(dz, kept.y, values, gate, kept.logits, read[:, width:], common)
     dq, dk, dv = kept.gradient(dy.view(-1, call.shape.period, *dy.shape[1:]))
     gradients = dq.flatten(0, 1).contiguous(), dk.flatten(1, 2).contiguous(), dv.flatten(1, 2).contiguous()
-    read8, gain = heads_backward(
+    gain = heads_backward(
         gradients, dv2, kept.projected, kept.inverse, p.gain, *call.tables, call.shape, read, kept.factor,
-        None if common is None else common[:, -keys:], call.factor8,
+        None if common is None else common[:, -keys:],
     )  # fmt: skip
-    if read8 is not None and call.factor8 is not None:
-        read8[:, width:] = round_gradient(read[:, width:].contiguous(), call.factor8)
-    return AttentionGradients(read, read8, common, weight_gradient(read, kept.stream), out, attn_scale, gain)
+    return AttentionGradients(read, common, weight_gradient(read, kept.stream), out, attn_scale, gain)
 
 
 def head_backward(
@@ -120,8 +113,7 @@ def head_backward(
 ) -> MixGradients:  # fmt: skip
     """Of the block's input x and of x0; carry [] times past [N, d] reaches the mixed stream, or (not inside) x."""
     if a.common is None:
-        dn = back(call, a.read, a.read8, "read")
-        return mix_backward(dn, past, carry, x, x0, p.mix, call.scale, inverse, later, inside)
+        return mix_backward(a.read @ call.weights.read, past, carry, x, x0, p.mix, call.scale, inverse, later, inside)
     dx, dx0 = torch.empty_like(x), torch.empty_like(x0)
     mixed = {
         "x": x, "x0": x0, "later": torch.zeros_like(x0) if later is None else later, "first": p.mix[0],
@@ -150,11 +142,11 @@ class SequentialBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, x: Tensor, x0: Tensor, *parameters: Tensor | None) -> tuple[Tensor, Tensor]:  # noqa: D102
         p = Parameters(*parameters)  # type: ignore[arg-type]
-        first = norm_forward(x, call.scale, x0, p.mix, call.factor8 is not None, not call.epilogues)
+        first = norm_forward(x, call.scale, x0, p.mix, call.weights.eight is not None, not call.epilogues)
         ctx.attended = attention_forward(call, first, p)
-        h, squares = into(call, first.h, ctx.attended.z)
-        fed = feed_forward(call, h, squares)
-        out = feed_out(call, fed, h)
+        stream = into(call, first.h, ctx.attended.z)
+        fed, f8 = feed_forward(call, stream)
+        out = feed_out(call, fed.f, f8, stream.h)
         ctx.call = call
         ctx.save_for_backward(x, x0, first.inverse, *fed, *parameters)
         ctx.set_materialize_grads(False)
@@ -183,11 +175,11 @@ class LanesBlock(torch.autograd.Function):
         *parameters: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         p = Parameters(*parameters)  # type: ignore[arg-type]
-        first = norm_forward(lane0, call.scale, x0, p.mix, call.factor8 is not None, not call.epilogues)
+        first = norm_forward(lane0, call.scale, x0, p.mix, call.weights.eight is not None, not call.epilogues)
         ctx.attended = attention_forward(call, first, p)
         a = ctx.attended.z @ call.weights.out.T
-        fed = feed_forward(call, lane1)
-        m = fed.f @ call.weights.down.T
+        fed, f8 = feed_forward(call, Stream(lane1))
+        m = feed_out(call, fed.f, f8, None)
         ctx.call = call
         ctx.save_for_backward(lane0, lane1, x0, post, carry, first.inverse, a, m, *fed, *parameters)
         ctx.set_materialize_grads(False)

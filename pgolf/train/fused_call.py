@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pgolf.kernels.float8 import Eighth, product
 from pgolf.kernels.heads import Shape
 from pgolf.model.attention import Segments
 from pgolf.train.folded import Weights
@@ -42,13 +41,3 @@ class Call(NamedTuple):
     gate_factor: float
     epilogues: bool = False
     """Whether products hold what is around them (`pgolf.kernels.epilogue`)."""
-    factor8: float | None = None
-    """Factor on gradients in float8; None: products are in the type of the activations."""
-
-
-def back(call: Call, g: Tensor, g8: Tensor | None, name: str) -> Tensor:
-    """The gradient of what a folded matrix multiplies, from that of its product: in float8 where g8 is there."""
-    if g8 is None or call.weights.eight is None:
-        matrix: Tensor = getattr(call.weights, name)
-        return g @ matrix
-    return product(Eighth(g8, call.weights.eight.gradient), getattr(call.weights.eight, f"{name}_back"))

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from pgolf.kernels import epilogue
-from pgolf.kernels.float8 import GRADIENT
 from pgolf.kernels.gated_output import WINDOW
 from pgolf.kernels.heads import Shape
 from pgolf.model.blocks import Attention, Block
@@ -72,12 +71,11 @@ class Fused:
         attn = self.block.attn
         dim = attn.head_dim
         shape = Shape(self.heads, attn.c_k.weight.size(0) // dim, dim, x.size(-2))
-        factor = GRADIENT * x.numel() / x.size(-1) if self.eight else None
-        weights = self.folded(x.dtype, self.chain.number, None if factor is None else (context.scale, factor))
+        weights = self.folded(x.dtype, self.chain.number, self.eight)
         return Call(
             weights, context.scale, self.one, context.tables, context.segments, shape, self.block.mlp.slope,
             attn.exclusive_output, attn.gate_scale if attn.gate is not None else 0.0,
-            epilogue.present() and not self.eight, factor,
+            epilogue.present(),
         )  # fmt: skip
 
 

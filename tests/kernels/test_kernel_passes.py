@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from pgolf.kernels import activation, elements, gated_output, heads, heads_product, lane_sum, residual_norm, row_factors
+from pgolf.kernels import elements, gated_output, heads, heads_product, lane_sum, residual_norm, row_factors
 from pgolf.model.blocks import exclusive
 from pgolf.model.norm import EPS
 from pgolf.model.rotary import rotate
@@ -30,12 +30,6 @@ def assert_near(found, expected, bound):
     for name, (a, b) in enumerate(zip(found, expected, strict=True)):
         assert a.shape == b.shape, name
         assert float((a.double() - b).detach().norm() / b.detach().norm()) < bound, name
-
-
-def assert_rounded(eighth, scale, expected):
-    """float8_e5m2 has 2 bits of fraction; the interpreter drops a carry into the exponent, of about a tenth."""
-    wrong = (eighth.float() / scale - expected).abs() > 0.13 * expected.abs()
-    assert float(wrong.float().mean()) < (0.01 if ON_GPU else 0.2)
 
 
 def doubles(*tensors):
@@ -130,13 +124,12 @@ def test_heads(rows, shape, half, dtype, bound, gain_of_first, parts):
         random(tokens, shape.kv_heads),
     )
     behind, rest = dx[:, x.size(1) :].clone(), (gain, cos, sin, shape)
-    eighth, dgain = heads.heads_backward((dq, dk, dv), dv2, y, inverse, *rest, dx, factor, common, 8.0)
+    dgain = heads.heads_backward((dq, dk, dv), dv2, y, inverse, *rest, dx, factor, common)
     multiplied = wanted[0] * factor.double()[:, None]
     assert_near((dx[:, : x.size(1)], dgain), (multiplied, wanted[1]), bound)
     assert_near([dgain[:1]], [wanted[1][:1]], bound)  # its own gain is 0
     assert_near([common], [(upstream[2] * expected[2]).sum(-1)], bound)
     assert torch.equal(dx[:, x.size(1) :], behind)
-    assert_rounded(eighth[:, : x.size(1)], 8, multiplied)
 
 
 @pytest.mark.parametrize(("rows", "shape", "half", "dtype", "bound"), HEADS)
@@ -225,16 +218,3 @@ def test_lanes(tokens, width, dtype, bound, monkeypatch):
     assert_near(lane_sum.lanes_forward((l0, l1), attended, fed, post, carry), expected, bound)
     wanted = torch.autograd.grad(expected, [c, d, p, r], [g0.double(), g1.double()])
     assert_near(lane_sum.lanes_backward((g0, g1), (l0, l1), attended, fed, post), wanted, bound)
-
-
-@pytest.mark.parametrize(("tokens", "width", "dtype", "bound"), SIZES)
-def test_activation(tokens, width, dtype, bound):
-    torch.manual_seed(0)
-    p, df = (random(tokens, width, dtype=dtype) for _ in range(2))
-    (a,) = doubles(p)
-    f = F.leaky_relu(a, 0.5).square()
-    wanted = torch.autograd.grad(f, a, df.double())
-    assert_near([activation.activation_forward(p, 0.5)], [f], bound)
-    eighth = activation.activation_backward(df.clone(), p, 0.5, 8.0)[1]
-    assert_rounded(eighth, 8, *wanted)
-    assert_near(activation.activation_backward(df, p, 0.5)[:1], wanted, bound)
