@@ -3,8 +3,9 @@
     acc = a b^T,  a [N, K], b [n, K];   out = function(acc, ...)["D"];   sums[name] [N] = sum over n of x y
 
 The function is written once, with operators and `pgolf.kernels.elements`. Its arguments after `acc`: `c` is an addend
-of the form of `out`, others are tensors [N, n], vectors [N] or numbers. On a CPU it is called with tensors, so that
-the tests of a block cover every formula; on a GPU with the elements of an accumulator, before they leave the registers.
+of the form of `out`, others are tensors [N, n], vectors [N] or [n], or numbers. On a CPU it is called with tensors, so
+that the tests of a block cover every formula; on a GPU with the elements of an accumulator, before they leave the
+registers.
 """
 
 import functools
@@ -37,42 +38,51 @@ def present() -> bool:
 
 class Product:
     """The product. Further results of the form of `out` are in `also`; of `sums`, over columns, and `column_sums`, over
-    rows, the function returns the two factors of what is added up.
+    rows, the function returns the two factors of what is added up. `of_rows` and `of_columns` are vectors.
     """
 
     def __init__(
         self, function: Callable[..., dict[str, Any]], sums: tuple[str, ...] = (), column_sums: tuple[str, ...] = (),
-        also: tuple[str, ...] = (), tile: Tile | None = None,
+        also: tuple[str, ...] = (), of_rows: tuple[str, ...] = (), of_columns: tuple[str, ...] = (),
+        tile: Tile | None = None,
     ) -> None:  # fmt: skip
         self.function, self.sums, self.column_sums, self.also = function, sums, column_sums, also
+        self.of_rows, self.of_columns = of_rows, of_columns
         self.tile = tile or Tile()
 
     def __call__(
         self, a: Tensor, b: Tensor, out: Tensor, c: Tensor | None = None, **operands: Tensor | float
     ) -> dict[str, Tensor]:
         """Writes `out` [N, n], which may be `c`, and the tensors of `also`; returns sums in parts, float32: [N, parts]
-        over columns, [parts, n] over rows. A vector is one of rows if it is as long, otherwise of columns.
+        over columns, [parts, n] over rows.
         """
         if a.device.type == "cpu":
             return self._by_tensors(a, b, out, c, operands)
         parts = -(-out.size(1) // self.tile.columns), -(-len(out) // self.tile.rows)
         found = {name: out.new_empty(len(out), parts[0], dtype=torch.float32) for name in self.sums}
         found |= {name: out.new_empty(parts[1], out.size(1), dtype=torch.float32) for name in self.column_sums}
-        given = {name: value[None] if _is_vector(value) else value for name, value in operands.items()}  # type: ignore[index]
         self._kernel.gemm(
-            a, b, out, c, epi_args={**given, **found}, tile_M=self.tile.rows, tile_N=self.tile.columns,
-            cluster_M=self.tile.cluster[0], cluster_N=self.tile.cluster[1], pingpong=self.tile.pingpong,
+            _plain(a), b, out, None if c is None else _plain(c), epi_args=self._given(operands) | found,
+            tile_M=self.tile.rows, tile_N=self.tile.columns, cluster_M=self.tile.cluster[0],
+            cluster_N=self.tile.cluster[1], pingpong=self.tile.pingpong,
         )  # fmt: skip
         return found
+
+    def _given(self, operands: dict[str, Any]) -> dict[str, Any]:
+        """As the kernel takes them: vectors [1, N] and [1, n], and no tensor of a graph."""
+        plain = {name: _plain(each) if isinstance(each, Tensor) else each for name, each in operands.items()}
+        return plain | {name: plain[name][None] for name in (*self.of_rows, *self.of_columns)}
 
     @functools.cached_property
     def _kernel(self) -> Any:
         from quack.epilogue import gemm_epilogue
-        from quack.epilogue.ops import ColVecReduce, RowVecReduce
+        from quack.epilogue.ops import ColVecLoad, ColVecReduce, RowVecLoad, RowVecReduce
 
+        loads = {name: ColVecLoad(name) for name in self.of_rows}
+        loads |= {name: RowVecLoad(name) for name in self.of_columns}
         reduces = {name: ColVecReduce(name, scaled=True) for name in self.sums}
         reduces |= {name: RowVecReduce(name, scaled=True) for name in self.column_sums}
-        return gemm_epilogue(outputs=self.also, reduces=reduces)(self.function)
+        return gemm_epilogue(outputs=self.also, ops=loads, reduces=reduces)(self.function)
 
     def _by_tensors(
         self, a: Tensor, b: Tensor, out: Tensor, c: Tensor | None, operands: dict[str, Any]
@@ -81,8 +91,7 @@ class Product:
         given = {name: value for name, value in operands.items() if name not in self.also}
         for name, value in given.items():
             if isinstance(value, Tensor):
-                of_rows = _is_vector(value) and len(value) == len(out)
-                given[name] = value.to(wide)[:, None] if of_rows else value.to(wide)
+                given[name] = value.to(wide)[:, None] if name in self.of_rows else value.to(wide)
         result = self.function(a.to(wide) @ b.to(wide).T, **given, **({} if c is None else {"c": c.to(wide)}))
         for name, target in {"D": out, **{name: operands[name] for name in self.also}}.items():
             target.copy_(result[name])
@@ -90,5 +99,5 @@ class Product:
         return found | {name: (result[name][0] * result[name][1]).sum(0, keepdim=True) for name in self.column_sums}
 
 
-def _is_vector(value: object) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 1
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.requires_grad else tensor

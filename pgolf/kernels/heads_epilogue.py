@@ -27,7 +27,7 @@ try:
     from quack.cute_dsl_utils import torch2cute_dtype_map
     from quack.epilogue import gemm_epilogue
     from quack.epilogue.head_rmsnorm import HeadRstd
-    from quack.epilogue.ops import EpiOp
+    from quack.epilogue.ops import ColVecLoad, EpiOp
 except ImportError:  # a packed program, which is one module, is loaded without them too
     HeadRstd = EpiOp = object
 
@@ -203,6 +203,9 @@ def epilogue(heads: int, kv_heads: int, head_dim: int) -> Any:
     shape = Shape(heads, kv_heads, head_dim, 0)
     factor = HeadFactor("factor", shape)
     return gemm_epilogue(
-        ops={"factor": factor, "cosine": Cosine("cosine", shape), "crossed": Crossed("crossed", shape)},
+        ops={
+            "rows": ColVecLoad("rows"), "factor": factor, "cosine": Cosine("cosine", shape),
+            "crossed": Crossed("crossed", shape),
+        },
         prepass=_first_pass, prepass_outs=("factor", "crossed"), extra_ops=(factor.out("inverse"),),
     )(_normed_heads)  # fmt: skip

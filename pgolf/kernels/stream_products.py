@@ -84,19 +84,21 @@ added8 = Product(_added8)
 """(f8, W2' in float8, out, c=h, scale= of the weight)."""
 scaled8 = Product(_scaled8)
 """(f8, W2' in float8, out, scale=)."""
-hidden = Product(_hidden)
+hidden = Product(_hidden, of_rows=("factor",))
 """(h, W1, f, factor = s q [N], slope)."""
-hidden8 = Product(_hidden8, also=("f8",))
+hidden8 = Product(_hidden8, also=("f8",), of_rows=("factor",))
 """(h8, W1 in float8, f, factor, slope, scale=), and f8= in float8."""
-hidden_backward = Product(_hidden_backward, ("along",))
+hidden_backward = Product(_hidden_backward, ("along",), of_rows=("factor",))
 """(g, W2'^T, dp', f=f, factor = s q, slope), and the sum of df f."""
-past_norm = Product(_past_norm)
+past_norm = Product(_past_norm, of_rows=("along",))
 """(dp', W1^T, dh, c=g, h=h, along = q^2 / d sum of p dp [N], carry = c)."""
 past_mix = Product(
-    _past_mix, column_sums=("dfirst", "dsecond"), also=("dx0",), tile=Tile(rows=128, columns=128)
+    _past_mix, column_sums=("dfirst", "dsecond"), also=("dx0",), of_rows=("along",), of_columns=("first", "second"),
+    tile=Tile(rows=128, columns=128),
 )  # fmt: skip
 """([dq dk dv dl]', [Wqkv; W]^T, dx, c=g, x=, x0=, later=, first=r0, second=r1 [d], along= [N], dx0=): g reaches h."""
 past_mix_of_lane = Product(
-    _past_mix_of_lane, column_sums=("dfirst", "dsecond"), also=("dx0",), tile=Tile(rows=128, columns=128)
+    _past_mix_of_lane, column_sums=("dfirst", "dsecond"), also=("dx0",), of_rows=("along",),
+    of_columns=("first", "second"), tile=Tile(rows=128, columns=128),
 )  # fmt: skip
 """The same, but carry= [] times g reaches x beside the mix."""

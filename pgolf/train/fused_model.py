@@ -34,7 +34,15 @@ class Chain:
         """What the next block reads for the embedding x0 of this forward pass, [N, d]."""
         if self.first is not x0:
             self.first, self.last, self.number = x0, x0.flatten(0, -2), self.number + 1
+            if self.last.requires_grad:
+                self.last.register_hook(self._forget)
         return self.last
+
+    def _forget(self, gradient: Tensor) -> None:
+        """Where the backward pass has come to x0: let its graph go. A later pass would go on with what it kept for the
+        gradient of the embedding, and with its stream, which no CUDA graph may wait for.
+        """
+        self.first, self.last = None, torch.empty(0)
 
 
 class Fused:
@@ -75,7 +83,7 @@ class Fused:
         return Call(
             weights, context.scale, self.one, context.tables, context.segments, shape, self.block.mlp.slope,
             attn.exclusive_output, attn.gate_scale if attn.gate is not None else 0.0,
-            epilogue.present(),
+            (x.dtype == torch.bfloat16 or x.device.type == "cpu") and epilogue.present(),
         )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 A graph belongs to shapes: of the rows, of their boundaries (`pgolf.data.batches` gives those in multiples of 64), and
 of the model, which may run layers again. What is new runs eagerly first, which compiles every kernel, and is captured
-when it comes again. All graphs share their memory: none outlives what is done with its gradients.
+when it comes again; both on a stream of their own. All graphs share their memory: none outlives what is done with its
+gradients.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -30,6 +31,7 @@ class Replay:
         self.kinds: dict[Hashable, Captured | None] = {}
         self.gradients = [torch.empty_like(parameter) for parameter in parameters]
         self.result = torch.empty((), device=parameters[0].device)
+        self.stream = torch.cuda.Stream(self.result.device)
 
     def __call__(self, kind: Hashable, *inputs: Tensor | None) -> Tensor:
         """`run(*inputs)`, moved to the device; gradients hold until the next call. `kind` is what else than the shapes
@@ -41,7 +43,7 @@ class Replay:
             moved = tuple(None if each is None else each.to(self.result.device, non_blocking=True) for each in inputs)
             if key not in self.kinds:
                 self.kinds[key] = None
-                return self.run(*moved)
+                return self._eager(moved)
             captured = self.kinds[key] = self._capture(moved)
         for held, new in zip(captured.inputs, inputs, strict=True):
             if held is not None and new is not None:
@@ -51,10 +53,18 @@ class Replay:
             parameter.grad = gradient if given else None
         return self.result.clone()
 
+    def _eager(self, inputs: Inputs) -> Tensor:
+        current = torch.cuda.current_stream(self.result.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            result = self.run(*inputs)
+        current.wait_stream(self.stream)
+        return result
+
     def _capture(self, inputs: Inputs) -> Captured:
         graph, earlier = torch.cuda.CUDAGraph(), [each.graph for each in self.kinds.values() if each is not None]
         pool = earlier[0].pool() if earlier else None
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
             self.result.copy_(self.run(*inputs))
             found = [parameter.grad for parameter in self.parameters]
             pairs = [(held, new) for held, new in zip(self.gradients, found, strict=True) if new is not None]

@@ -80,6 +80,8 @@ def test_a_packed_model_trains_alike(epilogues):
     model, twin = write_out(build()), build()
     found, expected = gradients(model, segments=segments), gradients(twin, segments=segments)
     assert_alike(found, expected)
+    chain = model.blocks[0].forward.__self__.chain
+    assert chain.first is None, "it keeps the graph of a pass that is over"
     for each in (model, twin):
         for name, parameter in each.named_parameters():
             parameter.grad = expected[1][name].clone()

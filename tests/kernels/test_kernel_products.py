@@ -14,10 +14,13 @@ from pgolf.model.norm import EPS
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
+IN_32_BITS = pytest.mark.skipif(ON_GPU, reason="products on a GPU are of 16 bits")
 CHECKED = 512
 """Rows that are compared; sums over all rows are."""
 SIZES = [
-    pytest.param(40, 32, 64, torch.float32, 1e-5, id="small"),
+    pytest.param(40, 32, 64, torch.float32, 1e-5, id="small", marks=IN_32_BITS),
+    pytest.param(32, 32, 32, torch.float32, 1e-5, id="square", marks=IN_32_BITS),
+    pytest.param(512, 512, 512, torch.bfloat16, 8e-3, id="square16", marks=pytest.mark.gpu),
     pytest.param(98_304, 512, 2048, torch.bfloat16, 8e-3, id="training", marks=pytest.mark.gpu),
 ]
 SCALE, SLOPE, CARRY = 0.7, 0.5, 0.3
