@@ -16,6 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+FAST = (("fp8_slow_accum", False),)
+"""Sums of products of 8 bits stay in the matrix unit, which keeps 14 bits of them, where operands have 4; added up
+outside they take twice the registers, more than a tile of 256 columns leaves.
+"""
+
 
 class Tile(NamedTuple):
     """Of the result, what one program computes at a time."""
@@ -65,6 +70,7 @@ class Product:
             _plain(a), b, out, None if c is None else _plain(c), epi_args=self._given(operands) | found,
             tile_M=self.tile.rows, tile_N=self.tile.columns, cluster_M=self.tile.cluster[0],
             cluster_N=self.tile.cluster[1], pingpong=self.tile.pingpong,
+            post_init_attrs=FAST if a.dtype.itemsize == 1 else (),
         )  # fmt: skip
         return found
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgolf.kernels.epilogue import Tile
+from pgolf.kernels.epilogue import FAST, Tile
 from pgolf.kernels.heads import Shape, heads_forward
 
 TILE = Tile(rows=128, columns=128, pingpong=True)
@@ -80,6 +80,6 @@ def fused(
     operands = {"rows": factor[None], "factor": gain.detach(), "cosine": cos, "crossed": sin, "inverse": inverse}
     _epilogue(shape.heads, shape.kv_heads, shape.head_dim).gemm(
         x, weight, y, epi_args=operands, tile_M=tile.rows, tile_N=tile.columns, cluster_M=tile.cluster[0],
-        cluster_N=tile.cluster[1], pingpong=tile.pingpong,
+        cluster_N=tile.cluster[1], pingpong=tile.pingpong, post_init_attrs=FAST if x.dtype.itemsize == 1 else (),
     )  # fmt: skip
     return y, inverse

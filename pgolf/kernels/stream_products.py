@@ -74,6 +74,8 @@ def _past_mix_of_lane(
     return {"D": dh * first + c * carry, "dx0": dh * second + later, "dfirst": (dh, x), "dsecond": (dh, x0)}
 
 
+NARROW = Tile(rows=64, columns=256, pingpong=True)
+"""For four tensors besides: of 128 rows they leave shared memory for one stage of the product's own operands, not 3."""
 into_stream = Product(_into_stream, ("squares",))
 """(z, Wo', out, c=h)."""
 into_stream8 = Product(_into_stream8, ("squares",), also=("h8",))
@@ -94,11 +96,11 @@ past_norm = Product(_past_norm, of_rows=("along",))
 """(dp', W1^T, dh, c=g, h=h, along = q^2 / d sum of p dp [N], carry = c)."""
 past_mix = Product(
     _past_mix, column_sums=("dfirst", "dsecond"), also=("dx0",), of_rows=("along",), of_columns=("first", "second"),
-    tile=Tile(rows=128, columns=128),
+    tile=NARROW,
 )  # fmt: skip
 """([dq dk dv dl]', [Wqkv; W]^T, dx, c=g, x=, x0=, later=, first=r0, second=r1 [d], along= [N], dx0=): g reaches h."""
 past_mix_of_lane = Product(
     _past_mix_of_lane, column_sums=("dfirst", "dsecond"), also=("dx0",), of_rows=("along",),
-    of_columns=("first", "second"), tile=Tile(rows=128, columns=128),
+    of_columns=("first", "second"), tile=NARROW,
 )  # fmt: skip
 """The same, but carry= [] times g reaches x beside the mix."""

@@ -35,7 +35,7 @@ class Chain:
         if self.first is not x0:
             self.first, self.last, self.number = x0, x0.flatten(0, -2), self.number + 1
             if self.last.requires_grad:
-                self.last.register_hook(self._forget)
+                self.last.register_hook(self._forget)  # type: ignore[no-untyped-call]
         return self.last
 
     def _forget(self, gradient: Tensor) -> None:

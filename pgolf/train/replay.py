@@ -31,7 +31,7 @@ class Replay:
         self.kinds: dict[Hashable, Captured | None] = {}
         self.gradients = [torch.empty_like(parameter) for parameter in parameters]
         self.result = torch.empty((), device=parameters[0].device)
-        self.stream = torch.cuda.Stream(self.result.device)
+        self.stream = torch.cuda.Stream(self.result.device)  # type: ignore[no-untyped-call]
 
     def __call__(self, kind: Hashable, *inputs: Tensor | None) -> Tensor:
         """`run(*inputs)`, moved to the device; gradients hold until the next call. `kind` is what else than the shapes
