@@ -5,9 +5,10 @@
         dy = g (dz - b v);  dv = -g (a (dz - b v) + b (y - a v)), summed over the group
         dl = dy . y k (1 - g),  dy . y = g (dz . y - a b s)
 
-So a head takes four sums over its dimensions: y . v, dz . v, dz . y and v . v. The logits l are kept for the backward
-pass. dl stands behind the gradients of queries, keys and values, as W stands below their weights: the products that
-give those their gradients give W and n theirs (`pgolf.train.folded`). What is n may be h times a factor of its row.
+So a head takes four sums over its dimensions: y . v, dz . v, dz . y and v . v. Attention's gradient needs dy . y as
+well. The logits l are kept for the backward pass. dl stands behind the gradients of queries, keys and values, as W
+stands below their weights: the products that give those their gradients give W and n theirs (`pgolf.train.folded`).
+What is n may be h times a factor of its row.
 
 y [T, H, D], v [T, Hkv, D] inside a wider matrix, n [T, d >= 16], W [H, window] float32. Either half can be left out.
 """
@@ -61,9 +62,9 @@ def _gated_forward(
 
 @triton.jit
 def _gated_backward(
-    dz, y, v, logits, factor, dy, dv, dl, common, tokens, v_stride, dl_stride, common_stride, k,
+    dz, y, v, logits, factor, dy, dv, dl, common, delta, tokens, v_stride, dl_stride, common_stride, k,
     H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, T: tl.constexpr, XSA: tl.constexpr, GATE: tl.constexpr,
-    FACTOR: tl.constexpr, COMMON: tl.constexpr, COLUMNS: tl.constexpr,
+    FACTOR: tl.constexpr, COMMON: tl.constexpr, COLUMNS: tl.constexpr, DELTA: tl.constexpr,
 ):  # fmt: skip
     """A tile is [tokens and key heads, query heads of a key head, D], and dv a sum over its second axis."""
     each = tl.arange(0, T * KV)[:, None, None]
@@ -79,18 +80,21 @@ def _gated_backward(
     if GATE:
         logit = tl.load(logits + row, mask=there, other=0.0)
         gate = tl.sigmoid(k * logit)
+    if GATE or DELTA:
         product = tl.sum(e * value, 2, keep_dims=True)
     if XSA:
         own = tl.load(v + token * v_stride + key * D + columns, mask=inside, other=0.0).to(tl.float32)
         inverse = 1.0 / tl.maximum(tl.sum(own * own, 2, keep_dims=True), 1e-24)
         y_v = tl.sum(value * own, 2, keep_dims=True)
         a, b = y_v * inverse, tl.sum(e * own, 2, keep_dims=True) * inverse
-        if GATE:
+        if GATE or DELTA:
             product -= y_v * b
         e -= b * own
         value -= a * own
         dv_heads = (gate * a) * e + (gate * b) * value
         tl.store(dv + (token * KV + key) * D + columns, -tl.sum(dv_heads, 1, keep_dims=True), mask=inside)
+    if DELTA:
+        tl.store(delta + row, gate * product, mask=there)
     if GATE:
         d_logit = product * (gate * (1.0 - gate) * k)
         if COMMON:
@@ -140,20 +144,22 @@ def gated_forward(y: Tensor, v: Tensor | None, gate: Gate | None) -> tuple[Tenso
 
 def gated_backward(
     dz: Tensor, y: Tensor, v: Tensor | None, gate: Gate | None, logits: Tensor | None, dl: Tensor,
-    common: Tensor | None = None,
+    common: Tensor | None = None, delta: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """dy [T, H, D] and dv [T, Hkv, D] from dz [T, H, D], contiguous like y, and the logits of `gated_forward`. dl
     [T, gate.columns] is written, times the gate's factor; `common`, float32, gets dl l, without it, in its first
     columns: sums over the query heads of a key head [T, Hkv], or without v of each [T, H].
+    `delta` [T, H], float32, gets dy . y.
     """
     y, (tokens, heads, dim) = y.contiguous(), y.shape
     dy, dv = y.new_empty(y.shape), None if v is None else y.new_empty(v.shape)
     factor = None if gate is None else gate.factor
     v_stride, kv_heads = _values(y, v)
     _gated_backward[(triton.cdiv(tokens, TOKENS),)](
-        dz, y, v, logits, factor, dy, dv, dl, common, tokens, v_stride, dl.stride(0),
+        dz, y, v, logits, factor, dy, dv, dl, common, delta, tokens, v_stride, dl.stride(0),
         0 if common is None else common.stride(0), 0.0 if gate is None else gate.k, heads, kv_heads, dim, TOKENS,
         v is not None, gate is not None, factor is not None, common is not None,
-        0 if gate is None else triton.next_power_of_2(gate.columns), num_warps=WARPS,
+        0 if gate is None else triton.next_power_of_2(gate.columns), delta is not None,
+        num_warps=WARPS,
     )  # fmt: skip
     return dy, dv

@@ -84,10 +84,10 @@ def _heads_backward(
     dq, dk, dv, dv2, y, inverse, gain, cos, sin, factor, dx, dgain, common, tokens, period, stride,
     common_stride,
     H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr, PARTS: tl.constexpr,
-    TWO: tl.constexpr, FACTOR: tl.constexpr, COMMON: tl.constexpr,
+    TWO: tl.constexpr, FACTOR: tl.constexpr, COMMON: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
     token, of_keys, columns, inside = rows(tokens, KV, D, T)
-    chunk = tl.program_id(1)
+    chunk = tl.program_id(1) + FIRST
     head = chunk * KV + of_keys
     place = token * (H + 2 * KV) + head
     start = place[:, None] * D
@@ -157,19 +157,21 @@ def heads_forward(x: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, shape: Shap
 
 
 def heads_backward(
-    gradients: tuple[Tensor, Tensor, Tensor], dv2: Tensor | None, y: Tensor, inverse: Tensor, gain: Tensor,
+    gradients: tuple[Tensor | None, Tensor, Tensor], dv2: Tensor | None, y: Tensor, inverse: Tensor, gain: Tensor,
     cos: Tensor, sin: Tensor, shape: Shape, dx: Tensor, factor: Tensor | None = None, common: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Writes dx [T, >= (H + 2 Hkv) D], in its first columns, from dq [T, H, D], dk and dv [parts, T, Hkv, D],
     contiguous, and a further dv2 [T, Hkv, D], at y, the projection after `heads_forward`; with `factor` [T] its rows
     are multiplied. `common` [T, >= Hkv], float32, gets v . dv of every head, without the factor. Returns dgain [H],
-    float32.
+    float32. Without dq (None) the columns of queries stay as they are, and dgain is 0.
     """
+    dq, dk, dv = gradients
+    first = 0 if dq is not None else shape.heads // shape.kv_heads
     blocks = triton.cdiv(len(y), shape.tokens_at_once)
-    dgain = y.new_empty(blocks, shape.heads, dtype=torch.float32)
-    _heads_backward[(blocks, shape.heads // shape.kv_heads + 2)](
-        *gradients, dv2, y, inverse, gain, cos, sin, factor, dx, dgain, common, len(y), shape.period, dx.stride(0),
-        0 if common is None else common.stride(0), shape.heads, shape.kv_heads, shape.head_dim, cos.size(1),
-        shape.tokens_at_once, len(gradients[1]), dv2 is not None, factor is not None, common is not None,
+    dgain = y.new_empty(0 if first else blocks, shape.heads, dtype=torch.float32)
+    _heads_backward[(blocks, shape.heads // shape.kv_heads + 2 - first)](
+        dk if first else dq, dk, dv, dv2, y, inverse, gain, cos, sin, factor, dx, dgain, common, len(y), shape.period,
+        dx.stride(0), 0 if common is None else common.stride(0), shape.heads, shape.kv_heads, shape.head_dim,
+        cos.size(1), shape.tokens_at_once, len(dk), dv2 is not None, factor is not None, common is not None, first,
     )  # fmt: skip
     return dgain.sum(0)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pgolf.kernels.gated_output import Gate, gated_backward, gated_forward
 from pgolf.kernels.heads import heads_backward
+from pgolf.kernels.heads_accumulated import heads_backward_of_sums
 from pgolf.kernels.heads_product import heads_product
 from pgolf.kernels.lane_sum import lanes_backward, lanes_forward
 from pgolf.kernels.residual_norm import MixGradients, Normed, mix_backward, norm_forward
@@ -48,7 +49,7 @@ class Attended(NamedTuple):
     y: Tensor
     """[N, H, D]."""
     gradient: Gradient
-    """From that of y [B, T, H, D] to those of q', k' and v."""
+    """From that of y [B, T, H, D], and delta where there are `Call.rows`, to those of q', k' and v."""
     z: Tensor
     logits: Tensor | None
 
@@ -61,7 +62,7 @@ def attention_forward(call: Call, normed: Normed, p: Parameters) -> Attended:
         x, weight, factor = normed.h8, eight.qkv.values, factor * eight.qkv.scale
     projected, inverse = heads_product(x, weight, p.gain, *call.tables, shape, factor, dtype)
     q, k, v = shape.split(projected.view(-1, shape.period, projected.size(1)))
-    y, gradient = attend_with_gradient(q, k, v, call.segments)
+    y, gradient = attend_with_gradient(q, k, v, call.segments, call.rows)
     y = y.flatten(0, 1)
     z, logits = gated_forward(y, *_inputs(call, projected, stream, normed.factor, p))
     return Attended(stream, normed.factor, projected, inverse, y, gradient, z.flatten(1), logits)
@@ -97,14 +98,25 @@ def attention_backward(call: Call, kept: Attended, g: Tensor, p: Parameters) -> 
     if call.epilogues:
         of_gate = 0 if gate is None else call.shape.heads if values is None else keys
         common = g.new_empty(len(g), of_gate + keys, dtype=torch.float32)
-    dy, dv2 = gated_backward(dz, kept.y, values, gate, kept.logits, read[:, width:], common)
-    dq, dk, dv = kept.gradient(dy.view(-1, call.shape.period, *dy.shape[1:]))
-    gradients = dq.flatten(0, 1).contiguous(), dk.flatten(1, 2).contiguous(), dv.flatten(1, 2).contiguous()
-    gain = heads_backward(
-        gradients, dv2, kept.projected, kept.inverse, p.gain, *call.tables, call.shape, read, kept.factor,
-        None if common is None else common[:, -keys:],
-    )  # fmt: skip
+    delta = None if call.rows is None else g.new_empty(kept.y.shape[:2], dtype=torch.float32)
+    dy, dv2 = gated_backward(dz, kept.y, values, gate, kept.logits, read[:, width:], common, delta)
+    gain = _heads_backward(call, kept, dy, delta, dv2, p, read, None if common is None else common[:, -keys:])
     return AttentionGradients(read, common, weight_gradient(read, kept.stream), out, attn_scale, gain)
+
+
+def _heads_backward(
+    call: Call, kept: Attended, dy: Tensor, delta: Tensor | None, dv2: Tensor | None, p: Parameters, read: Tensor,
+    common: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """From attention's output to what reads the stream: writes `read` and `common`, returns that of the gain."""
+    dy = dy.view(-1, call.shape.period, *dy.shape[1:])
+    dq, dk, dv = kept.gradient(dy) if delta is None else kept.gradient(dy, delta)
+    dk, dv = dk.flatten(1, 2).contiguous(), dv.flatten(1, 2).contiguous()
+    rest = dv2, kept.projected, kept.inverse, p.gain, *call.tables, call.shape, read, kept.factor, common
+    if isinstance(dq, Tensor):
+        return heads_backward((dq.flatten(0, 1).contiguous(), dk, dv), *rest)
+    assert call.rows is not None
+    return heads_backward_of_sums((dq, dk, dv), call.rows, *rest)
 
 
 def head_backward(

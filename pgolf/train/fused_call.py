@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from pgolf.kernels.attention_rows import Rows
 from pgolf.kernels.heads import Shape
 from pgolf.model.attention import Segments
 from pgolf.train.folded import Weights
@@ -41,3 +42,5 @@ class Call(NamedTuple):
     gate_factor: float
     epilogues: bool = False
     """Whether products hold what is around them (`pgolf.kernels.epilogue`)."""
+    rows: Rows | None = None
+    """Where the gradient of queries comes as attention's kernel adds it up."""

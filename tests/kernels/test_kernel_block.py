@@ -5,6 +5,7 @@ import dataclasses
 import interpreter  # noqa: F401  before the kernels are defined
 import pytest
 import torch
+from query_sums import as_added_up
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -12,6 +13,7 @@ from pgolf.kernels import elements, epilogue, float8, leaky_mlp
 from pgolf.model.attention import Segments
 from pgolf.model.config import ModelConfig, ValueEmbedConfig
 from pgolf.model.gpt import GPT
+from pgolf.train import fused_block, fused_model
 from pgolf.train.fused_model import fits, fused_functions
 
 ON_GPU = torch.cuda.is_available()
@@ -92,6 +94,34 @@ def test_a_packed_model_trains_alike(epilogues):
         after = [each.losses(ids, targets, segments) for each in (model, twin)]
     torch.testing.assert_close(*after, rtol=1e-4, atol=1e-4)
     assert float((after[1] - expected[0]).norm()) > 0.1
+
+
+@pytest.mark.skipif(ON_GPU, reason="the interpreter runs without a GPU")
+@pytest.mark.parametrize("changes", [{}, SHORT | {"attn_gate": "none", "xsa_layers": 0}], ids=["all", "bare"])
+def test_gradients_of_queries_as_attention_adds_them_up(epilogues, monkeypatch, changes):
+    """The same, and delta is what attention's kernel would make of dy and y."""
+    seen, attend_with_gradient = [], fused_block.attend_with_gradient
+
+    def attend(q, k, v, segments, rows):
+        y, gradient = attend_with_gradient(q, k, v, segments)
+        parts, scale = q.size(2) // k.size(2), q.size(3) ** -0.5
+
+        def in_sums(dy, delta):
+            seen.append(rows)
+            torch.testing.assert_close(delta, (dy * y).sum(-1)[0], rtol=1e-4, atol=1e-6)
+            dq, dk, dv = gradient(dy)
+            return [as_added_up(dq[0, :, part::parts], rows, scale) for part in range(parts)], dk, dv
+
+        return y, in_sums
+
+    monkeypatch.setattr(fused_block, "attend_with_gradient", attend)
+    monkeypatch.setattr(fused_model, "gives_sums", lambda *_: True)
+    segments = Segments(torch.tensor([0, 4, LENGTH, LENGTH], dtype=torch.int32), 6)
+    changes = changes | {"dim": 32, "rope_dims": 16}
+    found, expected = (gradients(each, segments=segments) for each in (write_out(build(**changes)), build(**changes)))
+    assert_alike(found, expected)
+    assert len(seen) >= 2
+    assert all(rows is seen[0] for rows in seen)
 
 
 @pytest.mark.skipif(ON_GPU, reason="the interpreter runs without a GPU")

@@ -154,7 +154,7 @@ def test_product_of_heads(rows, shape, half, dtype, bound):
         pytest.param(98_304, heads.Shape(8, 4, 64, 98_304), torch.bfloat16, 8e-3, id="training", marks=TRAINING),
     ],
 )
-@pytest.mark.parametrize(("xsa", "gated"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize(("xsa", "gated"), [(True, True), (True, False), (False, True), (False, False)])
 def test_gated_output(tokens, shape, dtype, bound, xsa, gated):
     torch.manual_seed(0)
     wide = random(tokens, (shape.heads + 2 * shape.kv_heads) * shape.head_dim, dtype=dtype)
@@ -171,8 +171,9 @@ def test_gated_output(tokens, shape, dtype, bound, xsa, gated):
     assert_near([found], [z], bound)
     wanted = torch.autograd.grad(z, [a, b, logit], dz.double(), allow_unused=True)
     dl, common = random(tokens, 16, dtype=dtype), random(tokens, shape.kv_heads if xsa else shape.heads)
-    dy, dv = gated_output.gated_backward(dz, y, v if xsa else None, gate, logits, dl, common)
-    assert_near([dy], wanted[:1], bound)
+    delta = random(tokens, shape.heads)
+    dy, dv = gated_output.gated_backward(dz, y, v if xsa else None, gate, logits, dl, common, delta)
+    assert_near([dy, delta], [wanted[0], (wanted[0] * a).sum(-1)], bound)
     assert (dv is None) == (not xsa)
     if xsa:
         assert_near([dv], wanted[1:2], bound)

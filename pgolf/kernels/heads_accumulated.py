@@ -1,0 +1,97 @@
+"""`pgolf.kernels.heads.heads_backward` with dq as FlashAttention-4's kernel has added it up, in float32.
+
+It lies as `pgolf.kernels.attention_rows` says, so the pass over queries has an order of its own: a program takes some
+rows of one part, reads their sums as they lie, in whole lines, and brings them into order on the chip. A block of 8
+columns is rotated with another such block, which is read once more.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pgolf.kernels.attention_rows import Rows
+from pgolf.kernels.heads import Shape, _gains, heads_backward
+
+ROWS, WARPS = 16, 8
+"""Rows of a program, 16, 32 or 64, and its warps."""
+
+
+@triton.jit
+def _turned(sums, KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, R: tl.constexpr):
+    """[Hkv, D / 8, 8 R] as it lies to [R Hkv, D / HALF, HALF]."""
+    apart = tl.reshape(sums, (KV, D // 8, R // 16, 8, 4, 2, 2))
+    return tl.reshape(tl.permute(apart, (2, 5, 3, 0, 1, 4, 6)), (R * KV, D // HALF, HALF))
+
+
+@triton.jit
+def _queries_backward(
+    sums, token_of, y, inverse, gain, cos, sin, factor, dx, dgain, rows, scale, period, stride, part,
+    H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, R: tl.constexpr, FACTOR: tl.constexpr,
+):  # fmt: skip
+    """A tile is [rows and key heads, D / HALF, HALF]; of its blocks in the middle the first two are rotated."""
+    first = tl.program_id(0) * R
+    each = tl.arange(0, R * KV)
+    found = tl.load(token_of + first + each // KV)
+    total = tl.zeros((KV,), tl.float32)
+    if tl.max(found, 0) >= 0:
+        there = found >= 0
+        token = tl.maximum(found, 0).to(tl.int64)
+        head = each % KV * (H // KV) + part
+        block, inner = tl.arange(0, D // HALF)[None, :, None], tl.arange(0, HALF)[None, None, :]
+        turned = there[:, None, None] & (block < 2)
+
+        key, eight = tl.arange(0, KV).to(tl.int64)[:, None, None], tl.arange(0, D // 8)[None, :, None]
+        own = sums + (key * rows + first // 64 * 64) * D + first % 64 * 8 + tl.arange(0, 8 * R)[None, None, :]
+        other = tl.where(eight < HALF // 8, eight + HALF // 8, eight - HALF // 8)
+        g = _turned(tl.load(own + eight * 512), KV, D, HALF, R) * scale
+        g2 = _turned(tl.load(own + other * 512, mask=eight < HALF // 4, other=0.0), KV, D, HALF, R) * scale
+
+        place = token * (H + 2 * KV) + head
+        start = y + (place * D)[:, None, None] + inner
+        value = tl.load(start + block * HALF, mask=there[:, None, None], other=0.0).to(tl.float32)
+        value2 = tl.load(start + (1 - block) * HALF, mask=turned, other=0.0).to(tl.float32)
+        angle = (tl.maximum(found, 0) % period * HALF)[:, None, None] + inner
+        c = tl.load(cos + angle, mask=turned, other=1.0).to(tl.float32)
+        s = tl.load(sin + angle, mask=turned, other=0.0).to(tl.float32)
+        s = tl.where(block == 0, s, -s)
+
+        sharp = _gains(gain, head, H)
+        dot = tl.sum(tl.sum(g * value, 2), 1) / sharp
+        along = (dot / (D * sharp))[:, None, None]
+        size = sharp * tl.load(inverse + place, mask=there, other=0.0)
+        if FACTOR:
+            size *= tl.load(factor + token, mask=there, other=0.0)
+        result = ((g - value * along) * c - (g2 - value2 * along) * s) * size[:, None, None]
+        out = dx + (token * stride + head * D)[:, None, None] + block * HALF + inner
+        tl.store(out, result, mask=there[:, None, None])
+        total = tl.sum(tl.reshape(tl.where(there, dot, 0.0), (R, KV)), 0)
+    tl.store(dgain + tl.program_id(0) * KV + tl.arange(0, KV), total)
+
+
+def fits(half: int, head_dim: int) -> bool:
+    """Whether rotated halves are whole blocks of 8 columns, and there is something to rotate."""
+    return half >= 8 and half & (half - 1) == 0 and 2 * half <= head_dim
+
+
+def heads_backward_of_sums(
+    gradients: tuple[Sequence[Tensor], Tensor, Tensor], rows: Rows, dv2: Tensor | None, y: Tensor, inverse: Tensor,
+    gain: Tensor, cos: Tensor, sin: Tensor, shape: Shape, dx: Tensor, factor: Tensor | None = None,
+    common: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`heads_backward`, dq / scale in parts [Hkv, rows D], part p of query heads p, p + parts, ..; scale = D^-1/2."""
+    sums, dk, dv = gradients
+    programs = len(rows.token_of) // ROWS
+    dgain = y.new_empty(len(sums), programs, shape.kv_heads, dtype=torch.float32)
+    for part, each in enumerate(sums):
+        _queries_backward[(programs,)](
+            each, rows.token_of, y, inverse, gain, cos, sin, factor, dx, dgain[part], len(rows.token_of),
+            shape.head_dim**-0.5, shape.period, dx.stride(0), part, shape.heads, shape.kv_heads, shape.head_dim,
+            cos.size(1), ROWS, factor is not None, num_warps=WARPS,
+        )  # fmt: skip
+    heads_backward((None, dk, dv), dv2, y, inverse, gain, cos, sin, shape, dx, factor, common)
+    return dgain.sum(1).T.reshape(-1)
