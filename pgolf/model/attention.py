@@ -130,7 +130,7 @@ dy and its delta: dq as `flash4.gradients_in_sums` leaves it.
 
 def gives_sums(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """Whether `attend_with_gradient` of packed rows can be given `rows`."""
-    return backend(device, dtype, head_dim) == "fa4" and flash4.gives_sums(device, head_dim)
+    return backend(device, dtype, head_dim) == "fa4" and flash4.has_known_sums(device, head_dim)
 
 
 def attend_with_gradient(

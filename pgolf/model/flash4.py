@@ -132,7 +132,7 @@ def _is_known() -> bool:
     return False
 
 
-def gives_sums(device: torch.device, head_dim: int) -> bool:
+def has_known_sums(device: torch.device, head_dim: int) -> bool:
     """Whether there is `gradients_in_sums`: on Hopper, for heads of 64, where the layout of its sums is known."""
     return head_dim == 64 and torch.cuda.get_device_capability(device)[0] == 9 and _is_known()
 

@@ -100,11 +100,11 @@ def attention_backward(call: Call, kept: Attended, g: Tensor, p: Parameters) -> 
         common = g.new_empty(len(g), of_gate + keys, dtype=torch.float32)
     delta = None if call.rows is None else g.new_empty(kept.y.shape[:2], dtype=torch.float32)
     dy, dv2 = gated_backward(dz, kept.y, values, gate, kept.logits, read[:, width:], common, delta)
-    gain = _heads_backward(call, kept, dy, delta, dv2, p, read, None if common is None else common[:, -keys:])
+    gain = _to_projection(call, kept, dy, delta, dv2, p, read, None if common is None else common[:, -keys:])
     return AttentionGradients(read, common, weight_gradient(read, kept.stream), out, attn_scale, gain)
 
 
-def _heads_backward(
+def _to_projection(
     call: Call, kept: Attended, dy: Tensor, delta: Tensor | None, dv2: Tensor | None, p: Parameters, read: Tensor,
     common: Tensor | None,
 ) -> Tensor:  # fmt: skip
