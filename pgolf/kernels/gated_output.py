@@ -6,9 +6,9 @@
         dl = dy . y k (1 - g),  dy . y = g (dz . y - a b s)
 
 So a head takes four sums over its dimensions: y . v, dz . v, dz . y and v . v. Attention's gradient needs dy . y as
-well. The logits l are kept for the backward pass. dl stands behind the gradients of queries, keys and values, as W
-stands below their weights: the products that give those their gradients give W and n theirs (`pgolf.train.folded`).
-What is n may be h times a factor of its row.
+well, of the dy that it is given: then that takes the place of the third. The logits l are kept for the backward pass.
+dl stands behind the gradients of queries, keys and values, as W stands below their weights: the products that give
+those their gradients give W and n theirs (`pgolf.train.folded`). What is n may be h times a factor of its row.
 
 y [T, H, D], v [T, Hkv, D] inside a wider matrix, n [T, d >= 16], W [H, window] float32. Either half can be left out.
 """
@@ -80,23 +80,28 @@ def _gated_backward(
     if GATE:
         logit = tl.load(logits + row, mask=there, other=0.0)
         gate = tl.sigmoid(k * logit)
-    if GATE or DELTA:
+    if GATE and not DELTA:
         product = tl.sum(e * value, 2, keep_dims=True)
     if XSA:
         own = tl.load(v + token * v_stride + key * D + columns, mask=inside, other=0.0).to(tl.float32)
         inverse = 1.0 / tl.maximum(tl.sum(own * own, 2, keep_dims=True), 1e-24)
         y_v = tl.sum(value * own, 2, keep_dims=True)
         a, b = y_v * inverse, tl.sum(e * own, 2, keep_dims=True) * inverse
-        if GATE or DELTA:
+        if GATE and not DELTA:
             product -= y_v * b
         e -= b * own
         value -= a * own
         dv_heads = (gate * a) * e + (gate * b) * value
         tl.store(dv + (token * KV + key) * D + columns, -tl.sum(dv_heads, 1, keep_dims=True), mask=inside)
+    result = (gate * e).to(dy.dtype.element_ty)
+    tl.store(dy + row * D + columns, result, mask=inside)
     if DELTA:
-        tl.store(delta + row, gate * product, mask=there)
+        if XSA:
+            value += a * own
+        total = tl.sum(result.to(tl.float32) * value, 2, keep_dims=True)
+        tl.store(delta + row, total, mask=there)
     if GATE:
-        d_logit = product * (gate * (1.0 - gate) * k)
+        d_logit = (total if DELTA else product * gate) * ((1.0 - gate) * k)
         if COMMON:
             tl.store(common + token * common_stride + key, tl.sum(d_logit * logit, 1, keep_dims=True), mask=there)
         if FACTOR:
@@ -106,7 +111,6 @@ def _gated_backward(
         spare = tl.arange(0, COLUMNS)[None, :]
         nothing = tl.zeros((T, COLUMNS), tl.float32)
         tl.store(dl + last * dl_stride + spare, nothing, mask=(last < tokens) & (spare >= H))
-    tl.store(dy + row * D + columns, gate * e, mask=inside)
 
 
 class Gate(NamedTuple):
