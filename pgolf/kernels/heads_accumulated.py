@@ -2,7 +2,7 @@
 
 It lies as `pgolf.kernels.attention_rows` says, so the pass over queries has an order of its own: a program takes some
 rows of one part, reads their sums as they lie, in whole lines, and brings them into order on the chip. A block of 8
-columns is rotated with another such block, which is read once more.
+columns is rotated with another such block.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -22,10 +22,18 @@ ROWS, WARPS = 16, 8
 
 
 @triton.jit
-def _turned(sums, KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, R: tl.constexpr):
-    """[Hkv, D / 8, 8 R] as it lies to [R Hkv, D / HALF, HALF]."""
+def _turned(sums, KV: tl.constexpr, D: tl.constexpr, R: tl.constexpr):
+    """[Hkv, D / 8, 8 R] as it lies to [R Hkv, D]."""
     apart = tl.reshape(sums, (KV, D // 8, R // 16, 8, 4, 2, 2))
-    return tl.reshape(tl.permute(apart, (2, 5, 3, 0, 1, 4, 6)), (R * KV, D // HALF, HALF))
+    return tl.reshape(tl.permute(apart, (2, 5, 3, 0, 1, 4, 6)), (R * KV, D))
+
+
+@triton.jit
+def _partner(x, ROWS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr):
+    """Of blocks of HALF columns the other one of its pair: the sum of both less itself, for which nothing is read."""
+    pairs = tl.reshape(x, (ROWS, D // HALF // 2, 2, HALF))
+    both = tl.broadcast_to(tl.sum(pairs, 2, keep_dims=True), (ROWS, D // HALF // 2, 2, HALF))
+    return tl.reshape(both, (ROWS, D)) - x
 
 
 @triton.jit
@@ -33,7 +41,7 @@ def _queries_backward(
     sums, token_of, y, inverse, gain, cos, sin, factor, dx, dgain, rows, scale, period, stride, part,
     H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, R: tl.constexpr, FACTOR: tl.constexpr,
 ):  # fmt: skip
-    """A tile is [rows and key heads, D / HALF, HALF]; of its blocks in the middle the first two are rotated."""
+    """A tile is [rows and key heads, D]: so a line of y lies in neighbouring threads."""
     first = tl.program_id(0) * R
     each = tl.arange(0, R * KV)
     found = tl.load(token_of + first + each // KV)
@@ -42,33 +50,27 @@ def _queries_backward(
         there = found >= 0
         token = tl.maximum(found, 0).to(tl.int64)
         head = each % KV * (H // KV) + part
-        block, inner = tl.arange(0, D // HALF)[None, :, None], tl.arange(0, HALF)[None, None, :]
-        turned = there[:, None, None] & (block < 2)
+        columns = tl.arange(0, D)[None, :]
+        turned = there[:, None] & (columns < 2 * HALF)
 
         key, eight = tl.arange(0, KV).to(tl.int64)[:, None, None], tl.arange(0, D // 8)[None, :, None]
         own = sums + (key * rows + first // 64 * 64) * D + first % 64 * 8 + tl.arange(0, 8 * R)[None, None, :]
-        other = tl.where(eight < HALF // 8, eight + HALF // 8, eight - HALF // 8)
-        g = _turned(tl.load(own + eight * 512), KV, D, HALF, R) * scale
-        g2 = _turned(tl.load(own + other * 512, mask=eight < HALF // 4, other=0.0), KV, D, HALF, R) * scale
-
+        g = _turned(tl.load(own + eight * 512), KV, D, R) * scale
         place = token * (H + 2 * KV) + head
-        start = y + (place * D)[:, None, None] + inner
-        value = tl.load(start + block * HALF, mask=there[:, None, None], other=0.0).to(tl.float32)
-        value2 = tl.load(start + (1 - block) * HALF, mask=turned, other=0.0).to(tl.float32)
-        angle = (tl.maximum(found, 0) % period * HALF)[:, None, None] + inner
+        value = tl.load(y + (place * D)[:, None] + columns, mask=there[:, None], other=0.0).to(tl.float32)
+        angle = (tl.maximum(found, 0) % period * HALF)[:, None] + columns % HALF
         c = tl.load(cos + angle, mask=turned, other=1.0).to(tl.float32)
         s = tl.load(sin + angle, mask=turned, other=0.0).to(tl.float32)
-        s = tl.where(block == 0, s, -s)
+        s = tl.where(columns < HALF, s, -s)
 
         sharp = _gains(gain, head, H)
-        dot = tl.sum(tl.sum(g * value, 2), 1) / sharp
-        along = (dot / (D * sharp))[:, None, None]
+        dot = tl.sum(g * value, 1) / sharp
         size = sharp * tl.load(inverse + place, mask=there, other=0.0)
         if FACTOR:
             size *= tl.load(factor + token, mask=there, other=0.0)
-        result = ((g - value * along) * c - (g2 - value2 * along) * s) * size[:, None, None]
-        out = dx + (token * stride + head * D)[:, None, None] + block * HALF + inner
-        tl.store(out, result, mask=there[:, None, None])
+        across = g - value * (dot / (D * sharp))[:, None]
+        result = (across * c - _partner(across, R * KV, D, HALF) * s) * size[:, None]
+        tl.store(dx + (token * stride + head * D)[:, None] + columns, result, mask=there[:, None])
         total = tl.sum(tl.reshape(tl.where(there, dot, 0.0), (R, KV)), 0)
     tl.store(dgain + tl.program_id(0) * KV + tl.arange(0, KV), total)
 
