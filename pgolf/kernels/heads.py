@@ -86,42 +86,47 @@ def _heads_backward(
     H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr, PARTS: tl.constexpr,
     TWO: tl.constexpr, FACTOR: tl.constexpr, COMMON: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
+    """Everything is loaded before anything is used: one wait, not five."""
     token, of_keys, columns, inside = rows(tokens, KV, D, T)
-    chunk = tl.program_id(1) + FIRST
+    chunk, there = tl.program_id(1) + FIRST, token < tokens
     head = chunk * KV + of_keys
     place = token * (H + 2 * KV) + head
-    start = place[:, None] * D
+    start = y + place[:, None] * D
     own = (token * KV + of_keys)[:, None] * D
     size = tl.full((), KV * D, tl.int64) * tokens
+    value = tl.load(start + columns, mask=inside, other=0.0).to(tl.float32)
+    times = tl.full((T * KV,), 1.0, tl.float32)
+    if FACTOR:
+        times = tl.load(factor + token, mask=there, other=0.0)
     if chunk * KV > H:
         result = _added(dv, own + columns, inside, size, PARTS)
         if TWO:
             result += tl.load(dv2 + own + columns, mask=inside, other=0.0).to(tl.float32)
         if COMMON:
-            value = tl.load(y + start + columns, mask=inside, other=0.0).to(tl.float32)
-            tl.store(common + token * common_stride + of_keys, tl.sum(result * value, 1), mask=token < tokens)
+            tl.store(common + token * common_stride + of_keys, tl.sum(result * value, 1), mask=there)
     else:
-        c, s, partner, turned = _angles(cos, sin, (token % period)[:, None], columns, HALF)
-        if chunk * KV < H:
-            upstream = (token * H + head)[:, None] * D
-            g = _added(dq, upstream + columns, inside, size, 1)
-            g2 = _added(dq, upstream + partner, inside & turned, size, 1)
-        else:
-            g = _added(dk, own + columns, inside, size, PARTS)
-            g2 = _added(dk, own + partner, inside & turned, size, PARTS)
+        of_query = chunk * KV < H
+        c, s, partner, turned = _angles(cos, sin, (token.to(tl.int32) % period)[:, None], columns, HALF)
+        value2 = tl.load(start + partner, mask=inside & turned, other=0.0).to(tl.float32)
+        times *= tl.load(inverse + place, mask=there, other=0.0)
         sharp = _gains(gain, head, H)
-        value = tl.load(y + start + columns, mask=inside, other=0.0).to(tl.float32)
+        upstream, from_row = dk, own
+        if of_query:
+            upstream, from_row = dq, (token * H + head)[:, None] * D
+        g = tl.load(upstream + from_row + columns, mask=inside, other=0.0).to(tl.float32)
+        g2 = tl.load(upstream + from_row + partner, mask=inside & turned, other=0.0).to(tl.float32)
+        for part in tl.static_range(1, PARTS):
+            of_part = inside & (head >= H)[:, None]
+            g += tl.load(dk + own + columns + part * size, mask=of_part, other=0.0).to(tl.float32)
+            g2 += tl.load(dk + own + partner + part * size, mask=of_part & turned, other=0.0).to(tl.float32)
+        result, turned_back = g * c - g2 * s, value * c - value2 * s
         dot = tl.sum(g * value, 1) / sharp
-        along = (dot / (D * sharp))[:, None]
-        value2 = tl.load(y + start + partner, mask=inside & turned, other=0.0).to(tl.float32)
-        result = (g - value * along) * c - (g2 - value2 * along) * s
-        result *= (sharp * tl.load(inverse + place, mask=token < tokens, other=0.0))[:, None]
-        if chunk * KV < H:
+        result -= turned_back * (dot / (D * sharp))[:, None]
+        times *= sharp
+        if of_query:
             total = tl.sum(tl.reshape(dot, (T, KV)), 0)
             tl.store(dgain + tl.program_id(0) * H + chunk * KV + tl.arange(0, KV), total)
-    if FACTOR:
-        result *= tl.load(factor + token, mask=token < tokens, other=0.0)[:, None]
-    tl.store(dx + token[:, None] * stride + head[:, None] * D + columns, result, mask=inside)
+    tl.store(dx + token[:, None] * stride + head[:, None] * D + columns, result * times[:, None], mask=inside)
 
 
 class Shape(NamedTuple):

@@ -41,7 +41,7 @@ def _queries_backward(
     sums, token_of, y, inverse, gain, cos, sin, factor, dx, dgain, rows, scale, period, stride, part,
     H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, R: tl.constexpr, FACTOR: tl.constexpr,
 ):  # fmt: skip
-    """A tile is [rows and key heads, D]: so a line of y lies in neighbouring threads."""
+    """A tile is [rows and key heads, D]: so a line of y lies in neighbouring threads. Loads come first."""
     first = tl.program_id(0) * R
     each = tl.arange(0, R * KV)
     found = tl.load(token_of + first + each // KV)
@@ -55,21 +55,22 @@ def _queries_backward(
 
         key, eight = tl.arange(0, KV).to(tl.int64)[:, None, None], tl.arange(0, D // 8)[None, :, None]
         own = sums + (key * rows + first // 64 * 64) * D + first % 64 * 8 + tl.arange(0, 8 * R)[None, None, :]
-        g = _turned(tl.load(own + eight * 512), KV, D, R) * scale
+        given = tl.load(own + eight * 512)
         place = token * (H + 2 * KV) + head
         value = tl.load(y + (place * D)[:, None] + columns, mask=there[:, None], other=0.0).to(tl.float32)
         angle = (tl.maximum(found, 0) % period * HALF)[:, None] + columns % HALF
         c = tl.load(cos + angle, mask=turned, other=1.0).to(tl.float32)
         s = tl.load(sin + angle, mask=turned, other=0.0).to(tl.float32)
-        s = tl.where(columns < HALF, s, -s)
-
         sharp = _gains(gain, head, H)
-        dot = tl.sum(g * value, 1) / sharp
-        size = sharp * tl.load(inverse + place, mask=there, other=0.0)
+        size = tl.load(inverse + place, mask=there, other=0.0)
         if FACTOR:
             size *= tl.load(factor + token, mask=there, other=0.0)
+
+        g = _turned(given, KV, D, R) * scale
+        dot = tl.sum(g * value, 1) / sharp
         across = g - value * (dot / (D * sharp))[:, None]
-        result = (across * c - _partner(across, R * KV, D, HALF) * s) * size[:, None]
+        s = tl.where(columns < HALF, s, -s)
+        result = (across * c - _partner(across, R * KV, D, HALF) * s) * (size * sharp)[:, None]
         tl.store(dx + (token * stride + head * D)[:, None] + columns, result, mask=there[:, None])
         total = tl.sum(tl.reshape(tl.where(there, dot, 0.0), (R, KV)), 0)
     tl.store(dgain + tl.program_id(0) * KV + tl.arange(0, KV), total)
