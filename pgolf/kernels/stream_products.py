@@ -75,18 +75,18 @@ def _past_mix_of_lane(
 
 
 TILES = {
-    "into_stream": Tile(),
+    "into_stream": Tile(128, 128, (1, 2), pingpong=True),
     "into_stream8": Tile(),
-    "added": Tile(),
+    "added": Tile(128, 128, (1, 2), pingpong=True),
     "added8": Tile(),
     "scaled8": Tile(),
-    "hidden": Tile(),
+    "hidden": Tile(128, 192, (2, 1), pingpong=True),
     "hidden8": Tile(),
-    "hidden_backward": Tile(),
-    "past_norm": Tile(),
-    "past_mix": Tile(64, 256, (2, 1), True),
+    "hidden_backward": Tile(128, 128, (1, 2), pingpong=True),
+    "past_norm": Tile(128, 128, (1, 2), pingpong=True),
+    "past_mix": Tile(64, 128, (2, 1), pingpong=True),
 }
-"""The fastest of twelve on an H100 at the training's shapes."""
+"""The fastest of up to twelve on an H100 at the training's shapes (docs/performance.md); those of 8 bits were not tried."""
 into_stream = Product(_into_stream, ("squares",), tile=TILES["into_stream"])
 """(z, Wo', out, c=h)."""
 into_stream8 = Product(_into_stream8, ("squares",), also=("h8",), tile=TILES["into_stream8"])
