@@ -96,10 +96,10 @@ def _step(trainer: Trainer, batches: Iterator[Batch], now: Settings) -> None:
 def _time_steps(trainer: Trainer, batches: Iterator[Batch], now: Settings, steps: int) -> tuple[float, int]:
     """Seconds of a step and the peak of memory, after a few steps that do not count."""
     cuda = trainer.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()  # before the first steps: a graph's memory is taken when it is captured
     for _ in range(WARM_UP):
         _step(trainer, batches, now)
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
     synchronize(trainer.device)
     started = time.perf_counter()
     for _ in range(steps):

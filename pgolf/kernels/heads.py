@@ -1,12 +1,18 @@
 """QK-norm, partial rotation and query gain of the fused projection, in one pass forward and one backward.
 
-    u = x / sqrt(mean(x^2) + eps) over a head's D dimensions;  q' = gain_h R_t u, k' = R_t u
+    u = x / rms(x), rms(x)^2 = mean(x^2) + eps over a head's D dimensions;  q' = gain_h R_t u, k' = R_t u
     R_t: (a, b) -> (a cos + b sin, b cos - a sin), a the first r / 2 dimensions, b the next (`pgolf.model.rotary`)
-    backward, w = R_t^T g:  dx = gain_h (w - u mean(w u)) / sqrt(mean(x^2) + eps),  dgain_h = sum over tokens of w . u
+    backward, u' = R_t u = q' / gain_h or k':  dx = R_t^T (g - u' mean(g u')) gain_h / rms(x),
+                                               dgain_h = sum over tokens of g . u'
 
-The projection is [T, (H + 2 Hkv) D]: queries, keys, values. A program takes some tokens and as many heads as there are
-keys; the last programs of the backward pass add the two gradients of the values, so that one matrix comes out for the
-products that follow. With `eight` it comes out in float8 (e5m2) too.
+The projection is [T, (H + 2 Hkv) D]: queries, keys, values. The forward pass writes q' and k' over it and keeps
+1 / rms, so that the backward pass does without x. A gain nearer to 0 than `LEAST_GAIN` counts as that: u' can be had
+from q' at any gain, as precisely as it was rounded, and such a head's scores are all 0 either way.
+
+A program takes some tokens and as many heads as there are keys. Gradients of keys and values may come in parts, that of
+values from XSA too; the backward pass adds them up as it reads them, and one matrix comes out for the products that
+follow: it may be wider than the projection, and its rows may be multiplied. What a query or a key has in common with
+its gradient, x . dx, is 0 but for eps; that of values is taken down.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -20,7 +26,9 @@ from torch import Tensor
 
 from pgolf.kernels.launch import rows
 
-EPS = tl.constexpr(torch.finfo(torch.float32).eps)
+NORM_EPS = torch.finfo(torch.float32).eps
+LEAST_GAIN = 2.0**-40
+EPS, LEAST = tl.constexpr(NORM_EPS), tl.constexpr(LEAST_GAIN)
 ROWS = 16
 """Heads of tokens that a program holds; the fastest of 16, 32, 64 and 128 on an H200."""
 
@@ -37,58 +45,88 @@ def _angles(cos, sin, tokens, columns, HALF: tl.constexpr):
 
 
 @triton.jit
+def _added(parts, place, mask, size, PARTS: tl.constexpr):
+    """Sum of the parts, `size` elements from one to the next."""
+    total = tl.load(parts + place, mask=mask, other=0.0).to(tl.float32)
+    for part in tl.static_range(1, PARTS):
+        total += tl.load(parts + place + part * size, mask=mask, other=0.0).to(tl.float32)
+    return total
+
+
+@triton.jit
+def _gains(gain, head, H: tl.constexpr):
+    """1 for keys."""
+    value = tl.load(gain + head, mask=head < H, other=1.0)
+    return tl.where(tl.abs(value) < LEAST, LEAST, value)
+
+
+@triton.jit
 def _heads_forward(
-    x, gain, cos, sin, out, tokens, period,
+    x, gain, cos, sin, inverse, tokens, period,
     H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     token, of_keys, columns, inside = rows(tokens, KV, D, T)
     head = tl.program_id(1) * KV + of_keys
-    start = (token * (H + 2 * KV) + head)[:, None] * D
+    place = token * (H + 2 * KV) + head
+    start = x + place[:, None] * D
     c, s, partner, turned = _angles(cos, sin, (token % period)[:, None], columns, HALF)
-    value = tl.load(x + start + columns, mask=inside, other=0.0).to(tl.float32)
-    other = tl.load(x + start + partner, mask=inside & turned, other=0.0).to(tl.float32)
+    value = tl.load(start + columns, mask=inside, other=0.0).to(tl.float32)
+    other = tl.load(start + partner, mask=inside & turned, other=0.0).to(tl.float32)
     factor = tl.rsqrt(tl.sum(value * value, 1) / D + EPS)
-    factor *= tl.load(gain + head, mask=head < H, other=1.0)
-    rotated = (value * c + other * s) * factor[:, None]
-    tl.store(out + (token * (H + KV) + head)[:, None] * D + columns, rotated, mask=inside)
+    rotated = (value * c + other * s) * (factor * _gains(gain, head, H))[:, None]
+    tl.debug_barrier()  # every partner is read before it is overwritten
+    tl.store(start + columns, rotated, mask=inside)
+    tl.store(inverse + place, factor, mask=token < tokens)
 
 
 @triton.jit
 def _heads_backward(
-    dq, dk, dv, dv2, x, gain, cos, sin, dx, dx8, dgain, tokens, period, scale8,
-    H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr, EIGHT: tl.constexpr,
-    TWO: tl.constexpr,
+    dq, dk, dv, dv2, y, inverse, gain, cos, sin, factor, dx, dgain, common, tokens, period, stride,
+    common_stride,
+    H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr, PARTS: tl.constexpr,
+    TWO: tl.constexpr, FACTOR: tl.constexpr, COMMON: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
+    """Everything is loaded before anything is used: one wait, not five."""
     token, of_keys, columns, inside = rows(tokens, KV, D, T)
-    chunk = tl.program_id(1)
+    chunk, there = tl.program_id(1) + FIRST, token < tokens
     head = chunk * KV + of_keys
-    start = (token * (H + 2 * KV) + head)[:, None] * D
+    place = token * (H + 2 * KV) + head
+    start = y + place[:, None] * D
     own = (token * KV + of_keys)[:, None] * D
+    size = tl.full((), KV * D, tl.int64) * tokens
+    value = tl.load(start + columns, mask=inside, other=0.0).to(tl.float32)
+    times = tl.full((T * KV,), 1.0, tl.float32)
+    if FACTOR:
+        times = tl.load(factor + token, mask=there, other=0.0)
     if chunk * KV > H:
-        result = tl.load(dv + own + columns, mask=inside, other=0.0).to(tl.float32)
+        result = _added(dv, own + columns, inside, size, PARTS)
         if TWO:
             result += tl.load(dv2 + own + columns, mask=inside, other=0.0).to(tl.float32)
+        if COMMON:
+            tl.store(common + token * common_stride + of_keys, tl.sum(result * value, 1), mask=there)
     else:
-        c, s, partner, turned = _angles(cos, sin, (token % period)[:, None], columns, HALF)
-        if chunk * KV < H:  # noqa: SIM108  the compiler knows no conditional expression
-            place = dq + (token * H + head)[:, None] * D
-        else:
-            place = dk + own
-        g = tl.load(place + columns, mask=inside, other=0.0).to(tl.float32)
-        w = g * c - tl.load(place + partner, mask=inside & turned, other=0.0).to(tl.float32) * s
-        value = tl.load(x + start + columns, mask=inside, other=0.0).to(tl.float32)
-        inverse = tl.rsqrt(tl.sum(value * value, 1) / D + EPS)
-        unit = value * inverse[:, None]
-        dot = tl.sum(w * unit, 1)
-        factor = inverse * tl.load(gain + head, mask=head < H, other=1.0)
-        result = (w - unit * (dot / D)[:, None]) * factor[:, None]
-        if chunk * KV < H:
+        of_query = chunk * KV < H
+        c, s, partner, turned = _angles(cos, sin, (token.to(tl.int32) % period)[:, None], columns, HALF)
+        value2 = tl.load(start + partner, mask=inside & turned, other=0.0).to(tl.float32)
+        times *= tl.load(inverse + place, mask=there, other=0.0)
+        sharp = _gains(gain, head, H)
+        upstream, from_row = dk, own
+        if of_query:
+            upstream, from_row = dq, (token * H + head)[:, None] * D
+        g = tl.load(upstream + from_row + columns, mask=inside, other=0.0).to(tl.float32)
+        g2 = tl.load(upstream + from_row + partner, mask=inside & turned, other=0.0).to(tl.float32)
+        for part in tl.static_range(1, PARTS):
+            of_part = inside & (head >= H)[:, None]
+            g += tl.load(dk + own + columns + part * size, mask=of_part, other=0.0).to(tl.float32)
+            g2 += tl.load(dk + own + partner + part * size, mask=of_part & turned, other=0.0).to(tl.float32)
+        result, turned_back = g * c - g2 * s, value * c - value2 * s
+        dot = tl.sum(g * value, 1) / sharp
+        result -= turned_back * (dot / (D * sharp))[:, None]
+        times *= sharp
+        if of_query:
             total = tl.sum(tl.reshape(dot, (T, KV)), 0)
             tl.store(dgain + tl.program_id(0) * H + chunk * KV + tl.arange(0, KV), total)
-    tl.store(dx + start + columns, result, mask=inside)
-    if EIGHT:
-        eighth = tl.minimum(tl.maximum(result * scale8, -57344.0), 57344.0)
-        tl.store(dx8 + start + columns, eighth.to(dx8.dtype.element_ty), mask=inside)
+    tl.store(dx + token[:, None] * stride + head[:, None] * D + columns, result * times[:, None], mask=inside)
 
 
 class Shape(NamedTuple):
@@ -104,36 +142,41 @@ class Shape(NamedTuple):
         """Tokens of a program."""
         return max(1, ROWS // self.kv_heads)
 
-    def split(self, x: Tensor, kinds: int) -> list[Tensor]:
-        """The heads of x [T, n D] by kind, each [T, heads, D]: queries, keys and (with 3 kinds) values; views."""
-        counts = [self.heads, self.kv_heads, self.kv_heads][:kinds]
-        return list(torch.split(x.view(len(x), -1, self.head_dim), counts, dim=1))
+    def split(self, x: Tensor) -> list[Tensor]:
+        """The heads of x [..., (H + 2 Hkv) D] by kind, each [..., heads, D]: queries, keys and values; views."""
+        counts = [self.heads, self.kv_heads, self.kv_heads]
+        return list(torch.split(x.view(*x.shape[:-1], -1, self.head_dim), counts, dim=-2))
 
 
 def heads_forward(x: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, shape: Shape) -> Tensor:
-    """x [T, (H + 2 Hkv) D], gain [H] float32, cos and sin [period, r / 2] to q' and k' as one [T, (H + Hkv) D]."""
-    out = x.new_empty(len(x), (shape.heads + shape.kv_heads) * shape.head_dim)
+    """q' and k' over the projection x [T, (H + 2 Hkv) D], with gain [H] float32, cos and sin [period, r / 2]; 1 / rms
+    [T, H + 2 Hkv] float32, of queries and keys.
+    """
+    inverse = x.new_empty(len(x), shape.heads + 2 * shape.kv_heads, dtype=torch.float32)
     grid = triton.cdiv(len(x), shape.tokens_at_once), shape.heads // shape.kv_heads + 1
     _heads_forward[grid](
-        x, gain, cos, sin, out, len(x), shape.period, shape.heads, shape.kv_heads, shape.head_dim, cos.size(1),
+        x, gain, cos, sin, inverse, len(x), shape.period, shape.heads, shape.kv_heads, shape.head_dim, cos.size(1),
         shape.tokens_at_once,
     )  # fmt: skip
-    return out
+    return inverse
 
 
 def heads_backward(
-    gradients: tuple[Tensor, Tensor, Tensor], dv2: Tensor | None, x: Tensor, gain: Tensor, cos: Tensor, sin: Tensor,
-    shape: Shape, scale8: float | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor]:  # fmt: skip
-    """dx like x from (dq [T, H, D], dk, dv [T, Hkv, D]) contiguous and further dv2; dx times scale8 in float8 (e5m2)
-    if that is given; dgain [H] float32.
+    gradients: tuple[Tensor | None, Tensor, Tensor], dv2: Tensor | None, y: Tensor, inverse: Tensor, gain: Tensor,
+    cos: Tensor, sin: Tensor, shape: Shape, dx: Tensor, factor: Tensor | None = None, common: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Writes dx [T, >= (H + 2 Hkv) D], in its first columns, from dq [T, H, D], dk and dv [parts, T, Hkv, D],
+    contiguous, and a further dv2 [T, Hkv, D], at y, the projection after `heads_forward`; with `factor` [T] its rows
+    are multiplied. `common` [T, >= Hkv], float32, gets v . dv of every head, without the factor. Returns dgain [H],
+    float32. Without dq (None) the columns of queries stay as they are, and dgain is 0.
     """
-    dx = torch.empty_like(x)
-    dx8 = None if scale8 is None else torch.empty_like(x, dtype=torch.float8_e5m2)
-    blocks = triton.cdiv(len(x), shape.tokens_at_once)
-    dgain = x.new_empty(blocks, shape.heads, dtype=torch.float32)
-    _heads_backward[(blocks, shape.heads // shape.kv_heads + 2)](
-        *gradients, dv2, x, gain, cos, sin, dx, dx8, dgain, len(x), shape.period, scale8 or 0.0, shape.heads,
-        shape.kv_heads, shape.head_dim, cos.size(1), shape.tokens_at_once, dx8 is not None, dv2 is not None,
+    dq, dk, dv = gradients
+    first = 0 if dq is not None else shape.heads // shape.kv_heads
+    blocks = triton.cdiv(len(y), shape.tokens_at_once)
+    dgain = y.new_empty(0 if first else blocks, shape.heads, dtype=torch.float32)
+    _heads_backward[(blocks, shape.heads // shape.kv_heads + 2 - first)](
+        dk if first else dq, dk, dv, dv2, y, inverse, gain, cos, sin, factor, dx, dgain, common, len(y), shape.period,
+        dx.stride(0), 0 if common is None else common.stride(0), shape.heads, shape.kv_heads, shape.head_dim,
+        cos.size(1), shape.tokens_at_once, len(dk), dv2 is not None, factor is not None, common is not None, first,
     )  # fmt: skip
-    return dx, dx8, dgain.sum(0)
+    return dgain.sum(0)

@@ -9,7 +9,7 @@
 is a factor on g, and `inside` says whether g reaches h or, past the mix, x (a lane).
 h is computed again in the backward pass, from x and x0, which dr needs anyway; without a mix h^ = y / s. Sums over
 tokens are taken by every program over its own tokens, in float32, and added at the end: their order is fixed.
-With `eight` the norm also leaves in float8 (e4m3) times `NORM_RANGE` / sqrt(d): |h^| <= sqrt(d), so nothing overflows.
+With `eight` h leaves in float8 (e4m3) too, clipped to the largest number of that.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -21,11 +21,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pgolf.kernels import float8
 from pgolf.kernels.launch import shares
 
 EPS = tl.constexpr(torch.finfo(torch.float32).eps)
-NORM_RANGE = 448.0
-"""The largest number of float8_e4m3fn."""
+LARGEST8 = tl.constexpr(float8.LARGEST)
 FORWARD_ROWS = 2
 """Tokens of a program; the fastest of 2, 4 and 8 on an H200."""
 ROWS = 4
@@ -35,8 +35,9 @@ programs."""
 
 @triton.jit
 def _norm_forward(
-    x, x0, mix, scale, h, y, y8, inverse, tokens, range8,
-    D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, MIX: tl.constexpr, EIGHT: tl.constexpr,
+    x, x0, mix, scale, h, y, h8, inverse, factor, tokens,
+    D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, MIX: tl.constexpr, UNIT: tl.constexpr,
+    EIGHT: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)[None, :]
@@ -51,16 +52,20 @@ def _norm_forward(
     q = tl.rsqrt(tl.sum(value * value, 1) / D + EPS)
     tl.store(inverse + rows, q, mask=rows < tokens)
     unit = value * q[:, None]
-    tl.store(y + place, unit * tl.load(scale), mask=inside)
+    if UNIT:
+        tl.store(y + place, unit * tl.load(scale), mask=inside)
+    else:
+        tl.store(factor + rows, q * tl.load(scale), mask=rows < tokens)
     if EIGHT:
-        tl.store(y8 + place, (unit * range8).to(y8.dtype.element_ty), mask=inside)
+        clipped = tl.minimum(tl.maximum(value, -LARGEST8), LARGEST8)
+        tl.store(h8 + place, clipped.to(h8.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _norm_backward(
-    dy, narrow, past, carry, x, x0, mix, scale, inverse, later, dx, dx0, sums, tokens,
+    dy, past, carry, x, x0, mix, scale, inverse, later, dx, dx0, sums, tokens,
     STEPS: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, MIX: tl.constexpr, INSIDE:
-    tl.constexpr, NARROW: tl.constexpr, LATER: tl.constexpr,
+    tl.constexpr, LATER: tl.constexpr,
 ):  # fmt: skip
     columns = tl.arange(0, BLOCK)[None, :]
     s, c = tl.load(scale), tl.load(carry)
@@ -75,9 +80,6 @@ def _norm_backward(
         inside = (rows[:, None] < tokens) & (columns < D)
         q = tl.load(inverse + rows, mask=rows < tokens, other=0.0)[:, None]
         d = tl.load(dy + place, mask=inside, other=0.0).to(tl.float32)
-        if NARROW:
-            near = inside & (columns < NARROW)
-            d += tl.load(narrow + rows[:, None] * NARROW + columns, mask=near, other=0.0).to(tl.float32)
         g = tl.load(past + place, mask=inside, other=0.0).to(tl.float32) * c
         value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
         if MIX:
@@ -112,27 +114,31 @@ class Normed(NamedTuple):
     h: Tensor
     """The mixed stream [T, d], or x itself."""
     y: Tensor
-    """s norm(h) [T, d]."""
-    y8: Tensor | None
-    """norm(h) NORM_RANGE / sqrt(d) in float8."""
+    """s norm(h) [T, d]; h where factors are wanted instead."""
+    h8: Tensor | None
+    """h in float8."""
     inverse: Tensor
     """q [T], float32."""
+    factor: Tensor | None
+    """s q [T], float32: y is its rows times h."""
 
 
 def norm_forward(
-    x: Tensor, scale: Tensor, x0: Tensor | None = None, mix: Tensor | None = None, eight: bool = False
-) -> Normed:
-    """x, x0 [T, d] contiguous; scale [] is s; mix [2, d] float32 holds r0 and r1."""
+    x: Tensor, scale: Tensor, x0: Tensor | None = None, mix: Tensor | None = None, eight: bool = False,
+    unit: bool = True,
+) -> Normed:  # fmt: skip
+    """x, x0 [T, d] contiguous; scale [] is s; mix [2, d] float32 holds r0 and r1; without `unit` no y, but factors."""
     tokens, width = x.shape
     h = x if mix is None else torch.empty_like(x)
-    y, inverse = torch.empty_like(x), x.new_empty(tokens, dtype=torch.float32)
-    y8 = torch.empty_like(x, dtype=torch.float8_e4m3fn) if eight else None
+    inverse = x.new_empty(tokens, dtype=torch.float32)
+    y, factor = (torch.empty_like(x), None) if unit else (h, torch.empty_like(inverse))
+    h8 = torch.empty_like(x, dtype=float8.KIND) if eight else None
     block = triton.next_power_of_2(width)
     _norm_forward[(triton.cdiv(tokens, FORWARD_ROWS),)](
-        x, x0, mix, scale, h, y, y8, inverse, tokens, NORM_RANGE / width**0.5, width, block, FORWARD_ROWS,
-        mix is not None, eight,
+        x, x0, mix, scale, h, y, h8, inverse, factor, tokens, width, block, FORWARD_ROWS,
+        mix is not None, unit, eight,
     )  # fmt: skip
-    return Normed(h, y, y8, inverse)
+    return Normed(h, y, h8, inverse, factor)
 
 
 def norm_backward(dy: Tensor, past: Tensor, carry: Tensor, y: Tensor, scale: Tensor, inverse: Tensor) -> Tensor:
@@ -140,8 +146,8 @@ def norm_backward(dy: Tensor, past: Tensor, carry: Tensor, y: Tensor, scale: Ten
     tokens, width = dy.shape
     dx, (count, steps) = torch.empty_like(dy), shares(dy.device, triton.cdiv(tokens, ROWS))
     _norm_backward[(count,)](
-        dy, None, past, carry, y, None, None, scale, inverse, None, dx, None, None, tokens, steps, width,
-        triton.next_power_of_2(width), ROWS, False, True, 0, False,
+        dy, past, carry, y, None, None, scale, inverse, None, dx, None, None, tokens, steps, width,
+        triton.next_power_of_2(width), ROWS, False, True, False,
     )  # fmt: skip
     return dx
 
@@ -156,16 +162,16 @@ class MixGradients(NamedTuple):
 
 
 def mix_backward(
-    dy: Tensor, narrow: Tensor | None, past: Tensor, carry: Tensor, x: Tensor, x0: Tensor, mix: Tensor, scale: Tensor,
-    inverse: Tensor, later: Tensor | None, inside: bool,
+    dy: Tensor, past: Tensor, carry: Tensor, x: Tensor, x0: Tensor, mix: Tensor, scale: Tensor, inverse: Tensor,
+    later: Tensor | None, inside: bool,
 ) -> MixGradients:  # fmt: skip
-    """dy [T, d], to whose first columns narrow [T, n] is added."""
+    """All of them [T, d] but mix [2, d] and inverse [T]."""
     tokens, width = dy.shape
     dx, dx0 = torch.empty_like(dy), torch.empty_like(dy)
     count, steps = shares(dy.device, triton.cdiv(tokens, ROWS))
     sums = dy.new_empty(count, 2, width, dtype=torch.float32)
     _norm_backward[(count,)](
-        dy, narrow, past, carry, x, x0, mix, scale, inverse, later, dx, dx0, sums, tokens, steps, width,
-        triton.next_power_of_2(width), ROWS, True, inside, 0 if narrow is None else narrow.size(1), later is not None,
+        dy, past, carry, x, x0, mix, scale, inverse, later, dx, dx0, sums, tokens, steps, width,
+        triton.next_power_of_2(width), ROWS, True, inside, later is not None,
     )  # fmt: skip
     return MixGradients(dx, dx0, sums.sum(0))

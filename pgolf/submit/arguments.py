@@ -10,6 +10,8 @@ from collections import defaultdict
 
 HARMLESS = frozenset({"cache", "classmethod", "contextmanager", "no_grad", "property", "staticmethod"})
 """Decorators that pass arguments on as they are; others read their names."""
+READ = frozenset({"acc"})
+"""Names of arguments that a library looks for in functions that are passed to it: the accumulator of quack-kernels."""
 ANY = "**"
 
 
@@ -30,7 +32,7 @@ def mark_positional(tree: ast.Module) -> None:
     texts = (node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
     words = {word for text in texts for word in re.findall(r"\w+", text)}
     fields = {_name(node.target) for node in nodes if isinstance(node, ast.AnnAssign)}
-    everything = set[str]().union(*named.values(), words, fields) - {ANY}
+    everything = set[str]().union(*named.values(), words, fields, READ) - {ANY}
     called = {id(call.func) for call in calls}
     passed = {_name(node) for node in nodes if isinstance(node, ast.Name | ast.Attribute) and id(node) not in called}
     known = {_name(call.func) for call in calls} - passed - words

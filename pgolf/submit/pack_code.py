@@ -32,9 +32,11 @@ ALLOWED = frozenset(
     {
         "brotli",
         "constriction",
+        "cutlass",  # CuTe DSL
         "flash_attn",  # FlashAttention 2, and 4 as flash_attn.cute
         "flash_attn_interface",  # FlashAttention 3
         "numpy",
+        "quack",  # quack-kernels: matrix products in CuTe DSL
         "sentencepiece",
         "torch",
         "triton",

@@ -312,9 +312,11 @@ class TrainConfig:
     kernels: Literal["plain", "triton"] = "plain"
     """`triton`: hand-written kernels for the loss, the MLP and between the products of a block while training, on CUDA
     (PR 1530, 1787); a CPU goes without."""
+    graphs: bool = False
+    """Micro-batches as CUDA graphs: no gaps between kernels, for the memory of one more copy of the gradients."""
     matmul: Literal["bfloat16", "fp8"] = "bfloat16"
-    """`fp8`: with `kernels: triton`, the projections of a block and the gradients of their inputs as products of 8-bit
-    floats (see `pgolf.kernels.float8`); gradients of weights stay in bfloat16."""
+    """`fp8`: with `kernels: triton`, queries, keys, values, up and down in the forward pass as products of 8-bit
+    floats, on Hopper with quack-kernels (see `pgolf.kernels.float8`); gradients stay in bfloat16."""
     trace_every: int = 10
     """Steps between entries of the training trace (loss, rate, gradient norms; gates at every fourth entry)."""
     checkpoint_seconds: float = 60.0

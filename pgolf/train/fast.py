@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-import torch
 from torch import Tensor, nn
 
 from pgolf.errors import InputError
@@ -50,16 +49,16 @@ def install(model: GPT, eight: bool = False) -> None:
 
 def check_eight(model: GPT) -> None:
     """InputError where products of 8-bit floats cannot be, or would be nowhere."""
+    from pgolf.kernels import epilogue
     from pgolf.train.fused_model import fused_functions
 
-    width, keys = model.config.dim, model.config.kv_dim
     reason = ""
-    if torch.cuda.get_device_capability(model.tok_emb.weight.device) < (8, 9):
-        reason = "this GPU has no such products (it takes compute capability 8.9: Ada, Hopper)"
+    if not epilogue.present():
+        reason = "this machine has no such products (they take a Hopper GPU and the package quack-kernels)"
     elif not any(fused_functions(model, True)):
         reason = "no block of this model is of the form that has such products (`pgolf.train.fused_model.fits`)"
-    elif width % 16 or keys % 8:
-        reason = f"such products take multiples of 16, not `dim` {width} with {keys} for keys"
+    elif model.config.dim % 16:
+        reason = f"such products take multiples of 16, not `dim` {model.config.dim}"
     if reason:
         raise InputError(f"`train.matmul` is fp8, but {reason}: set it to bfloat16")
 

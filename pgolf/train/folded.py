@@ -1,6 +1,7 @@
 """The weight matrices of a block as its products read them, made once a forward pass instead of at every use.
 
     Wqkv = [Wq; Wk; Wv]        Wo' = diag(a) Wo        W2' = diag(m) W2        in the type of the activations
+    read = [Wqkv; W]           W of the narrow gate, 0 beyond its window, in rows of a multiple of 16
 
 Folding the channel scales a and m saves the passes that would multiply by them, and their gradients need no outputs:
 with G = g^T z, the gradient of Wo',  dWo = diag(a) G  and  da_c = sum_k Wo_ck G_ck.
@@ -10,8 +11,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from pgolf.kernels.float8 import LARGEST, Eighth, round_weight
+from pgolf.kernels.float8 import Eighth, round_weight
+from pgolf.kernels.gated_output import GATE_COLUMNS
 from pgolf.model.blocks import Block
 
 
@@ -20,6 +23,8 @@ class Weights(NamedTuple):
 
     qkv: Tensor
     """[(H + 2 Hkv) D, d]."""
+    read: Tensor
+    """All that reads a norm of the stream, for its gradient; Wqkv is its first rows."""
     out: Tensor
     """[d, d]."""
     up: Tensor
@@ -27,24 +32,15 @@ class Weights(NamedTuple):
     down: Tensor
     """[d, F]."""
     eight: "Eight | None" = None
-    """The same in float8, as far as products read them so."""
+    """Some in float8."""
 
 
 class Eight(NamedTuple):
-    """Matrices whose inner axis is the last, and the scales of what they meet; s is the layer's scale."""
+    """The matrices of the forward pass that are read in float8."""
 
     qkv: Eighth
     up: Eighth
-    qkv_back: Eighth
-    """[d, (H + 2 Hkv) D]."""
-    up_back: Eighth
-    """[d, F]."""
-    down_back: Eighth
-    """[F, d]."""
-    norm: Tensor
-    """Of a norm's output, s included []."""
-    gradient: Tensor
-    """Of gradients []."""
+    down: Eighth
 
 
 def matrix(layer: nn.Module) -> nn.Parameter:
@@ -63,28 +59,30 @@ class Folded:
             attn.c_q.weight, attn.c_k.weight, attn.c_v.weight, attn.proj.weight, matrix(mlp.fc), matrix(mlp.proj),
             block.attn_scale, block.mlp_scale,
         )  # fmt: skip
+        self.gate = attn.attn_gate_w if attn.gate is not None else None
         self.number = -1
         self.weights: Weights | None = None
 
     @torch.no_grad()
-    def __call__(self, dtype: torch.dtype, number: int, eight: tuple[Tensor, float] | None = None) -> Weights:
-        """The matrices in `dtype` for the forward pass of that number; `eight` is s and the factor on gradients."""
+    def __call__(self, dtype: torch.dtype, number: int, eight: bool = False) -> Weights:
+        """The matrices in `dtype` for the forward pass of that number, and in float8 too."""
         if self.weights is None or number != self.number:
             query, key, value, out, up, down, a, m = self.sources
+            gate = [] if self.gate is None else [_widened(self.gate, out.size(1))]
+            read = torch.cat([query, key, value, *gate]).to(dtype)
             self.number, self.weights = number, Weights(
-                torch.cat([query, key, value]).to(dtype), (a[:, None] * out).to(dtype), up.to(dtype),
+                read[: len(query) + 2 * len(key)], read, (a[:, None] * out).to(dtype), up.to(dtype),
                 (m[:, None] * down).to(dtype),
             )  # fmt: skip
-            if eight is not None:
-                self.weights = self.weights._replace(eight=_eight(self.weights, *eight))
+            if eight:
+                found = self.weights
+                in8 = Eight(*(round_weight(w) for w in (found.qkv, found.up, found.down)))
+                self.weights = found._replace(eight=in8)
         return self.weights
 
 
-def _eight(weights: Weights, s: Tensor, gradient: float) -> Eight:
-    forth = round_weight(weights.qkv), round_weight(weights.up)
-    qkv, up, down = (Eighth(w.values.T.contiguous(), w.scale) for w in (*forth, round_weight(weights.down)))
-    norm = s.float() * (weights.up.size(1) ** 0.5 / LARGEST)
-    return Eight(*forth, qkv, up, down, norm, torch.full_like(norm, 1 / gradient))
+def _widened(gate: Tensor, width: int) -> Tensor:
+    return functional.pad(gate, (0, width - gate.size(1), 0, -len(gate) % GATE_COLUMNS))
 
 
 def unfold(folded: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

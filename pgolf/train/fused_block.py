@@ -1,8 +1,7 @@
 """A block as two passes written out, forward and backward: library products with one kernel between two of them.
 
     h = r0 x + r1 x0, n = s norm(h)              one pass                 `pgolf.kernels.residual_norm`
-    [q k v] = n Wqkv^T                           product
-    q, k normed, rotated, sharpened              one pass                 `pgolf.kernels.heads`
+    [q k v] = n Wqkv^T, q, k normed, rotated     product                  `pgolf.kernels.heads_product`
     y = attention(q, k, v)                                                `pgolf.model.attention`
     z = gate (y without its part along v)        one pass                 `pgolf.kernels.gated_output`
     h <- h + z (diag(a) Wo)^T                    product into the stream  `pgolf.train.folded`
@@ -12,7 +11,7 @@
 
 In lanes both halves read their own stream and `pgolf.kernels.lane_sum` ends the layer. The gradient of x0 goes from
 layer to layer and grows in the passes that are there anyway: every block returns x0 too. Between the layers' products
-nothing is kept that a pass can make again: x, n, [q k v], q and k, y, z, n2, f and a bit per hidden unit.
+nothing is kept that a pass can make again: x, n, [q k v] as attention reads it, y, z, n2, f, a bit per hidden unit.
 
 Twin: `Block.forward` and `pgolf.model.lanes.step`; equal but for roundings, of which there are fewer.
 """
@@ -22,158 +21,131 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pgolf.kernels.activation import activation_backward, activation_forward, round_gradient
-from pgolf.kernels.float8 import Eighth, product
 from pgolf.kernels.gated_output import Gate, gated_backward, gated_forward
-from pgolf.kernels.heads import Shape, heads_backward, heads_forward
+from pgolf.kernels.heads import heads_backward
+from pgolf.kernels.heads_accumulated import heads_backward_of_sums
+from pgolf.kernels.heads_product import heads_product
 from pgolf.kernels.lane_sum import lanes_backward, lanes_forward
-from pgolf.kernels.leaky_mlp import backward as leaky_backward
-from pgolf.kernels.leaky_mlp import hidden_units
-from pgolf.kernels.residual_norm import MixGradients, Normed, mix_backward, norm_backward, norm_forward
-from pgolf.model.attention import Segments, attend
-from pgolf.train.folded import Weights, unfold, weight_gradient
-
-
-class Parameters(NamedTuple):
-    """What gradients flow to, float32."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    out: Tensor
-    up: Tensor
-    down: Tensor
-    gain: Tensor
-    gate: Tensor | None
-    attn_scale: Tensor
-    mlp_scale: Tensor
-    mix: Tensor
-
-
-class Call(NamedTuple):
-    """What one pass through a block needs besides."""
-
-    weights: Weights
-    scale: Tensor
-    """s []."""
-    one: Tensor
-    """1.0 []."""
-    tables: tuple[Tensor, Tensor]
-    segments: Segments | None
-    shape: Shape
-    slope: float
-    exclusive: bool
-    gate_factor: float
-    factor8: float | None = None
-    """Factor on gradients in float8; None: products are in the type of the activations."""
+from pgolf.kernels.residual_norm import MixGradients, Normed, mix_backward, norm_forward
+from pgolf.kernels.row_factors import past_factor
+from pgolf.kernels.stream_products import past_mix, past_mix_of_lane
+from pgolf.model.attention import Gradient, attend_with_gradient
+from pgolf.train.folded import unfold, weight_gradient
+from pgolf.train.fused_call import Call, Parameters
+from pgolf.train.fused_mlp import Fed, FeedGradients, Stream, feed_backward, feed_forward, feed_out, into
 
 
 class Attended(NamedTuple):
     """What the attention half keeps for its gradient."""
 
-    n: Tensor
+    stream: Tensor
+    """n [N, d]; with epilogues h, without its norm."""
+    factor: Tensor | None
+    """From h to n [N], with epilogues."""
     projected: Tensor
-    z: Tensor
-    heads: tuple[Tensor, Tensor, Tensor]
-    """q, k, v [B, T, heads, D], leaves of the graph of y."""
+    """[q' k' v] as attention reads it."""
+    inverse: Tensor
+    """1 / rms of queries and keys before their norm."""
     y: Tensor
-    """[B, T, H, D]."""
+    """[N, H, D]."""
+    gradient: Gradient
+    """From that of y [B, T, H, D], and delta where there are `Call.rows`, to those of q', k' and v."""
+    z: Tensor
+    logits: Tensor | None
 
 
 def attention_forward(call: Call, normed: Normed, p: Parameters) -> Attended:
     """The half's output is z Wo'^T."""
-    shape, n, eight = call.shape, normed.y, call.weights.eight
-    if normed.y8 is None or eight is None:
-        projected = n @ call.weights.qkv.T
-    else:
-        projected = product(Eighth(normed.y8, eight.norm), eight.qkv)
-    rotated = heads_forward(projected, p.gain, *call.tables, shape)
-    q, k = shape.split(rotated, 2)
-    v = shape.split(projected, 3)[2]
-    q, k, v = (part.view(-1, shape.period, *part.shape[1:]).detach().requires_grad_() for part in (q, k, v))
-    with torch.enable_grad():
-        y = attend(q, k, v, call.segments)
-    z = gated_forward(y.detach().flatten(0, 1), *_inputs(call, v, n, p))
-    return Attended(n, projected, z.flatten(1), (q, k, v), y)
+    shape, stream, factor, weight, eight = call.shape, normed.y, normed.factor, call.weights.qkv, call.weights.eight
+    x, dtype = stream, stream.dtype
+    if eight is not None and factor is not None and normed.h8 is not None:
+        x, weight, factor = normed.h8, eight.qkv.values, factor * eight.qkv.scale
+    projected, inverse = heads_product(x, weight, p.gain, *call.tables, shape, factor, dtype)
+    q, k, v = shape.split(projected.view(-1, shape.period, projected.size(1)))
+    y, gradient = attend_with_gradient(q, k, v, call.segments, call.rows)
+    y = y.flatten(0, 1)
+    z, logits = gated_forward(y, *_inputs(call, projected, stream, normed.factor, p))
+    return Attended(stream, normed.factor, projected, inverse, y, gradient, z.flatten(1), logits)
 
 
-def _inputs(call: Call, v: Tensor, n: Tensor, p: Parameters) -> tuple[Tensor | None, Gate | None]:
-    values = v.detach().flatten(0, 1) if call.exclusive else None
-    return values, None if p.gate is None else Gate(n, p.gate, call.gate_factor)
+def _inputs(
+    call: Call, projected: Tensor, stream: Tensor, factor: Tensor | None, p: Parameters
+) -> tuple[Tensor | None, Gate | None]:
+    values = call.shape.split(projected)[2] if call.exclusive else None
+    return values, None if p.gate is None else Gate(stream, factor, p.gate, call.gate_factor)
 
 
 class AttentionGradients(NamedTuple):
-    """Of n [N, d], but for what the gate adds to its first columns; and of the parameters."""
+    """Of what reads the stream, [N, (H + 2 Hkv) D and the gate's], with epilogues times `factor`; of parameters."""
 
-    n: Tensor
-    narrow: Tensor | None
-    qkv: Tensor
+    read: Tensor
+    common: Tensor | None
+    """With epilogues: parts of n . dn [N, parts]."""
+    weights: Tensor
+    """Of `Weights.read`."""
     out: Tensor
     attn_scale: Tensor
     gain: Tensor
-    gate: Tensor | None
 
 
 def attention_backward(call: Call, kept: Attended, g: Tensor, p: Parameters) -> AttentionGradients:
     """g [N, d] is the gradient of the half's output."""
-    y, (q, k, v) = kept.y, kept.heads
-    dz = (g @ call.weights.out).view(len(g), call.shape.heads, call.shape.head_dim)
+    dz = (g @ call.weights.out).view(kept.y.shape)
     out, attn_scale = unfold(weight_gradient(g, kept.z), p.out, p.attn_scale)
-    gated = gated_backward(dz, y.detach().flatten(0, 1), *_inputs(call, v, kept.n, p))
-    found = torch.autograd.grad(y, (q, k, v), gated.y.view(y.shape))
-    dq, dk, dv = (part.flatten(0, 1).contiguous() for part in found)
-    d_projected, eighth, gain = heads_backward(
-        (dq, dk, dv), gated.v, kept.projected, p.gain, *call.tables, call.shape, call.factor8
-    )  # fmt: skip
-    return AttentionGradients(
-        back(call, d_projected, eighth, "qkv"), gated.n, weight_gradient(d_projected, kept.n), out, attn_scale, gain,
-        gated.weight,
-    )  # fmt: skip
+    values, gate = _inputs(call, kept.projected, kept.stream, kept.factor, p)
+    read, width, keys = g.new_empty(len(g), len(call.weights.read)), kept.projected.size(1), call.shape.kv_heads
+    common = None
+    if call.epilogues:
+        of_gate = 0 if gate is None else call.shape.heads if values is None else keys
+        common = g.new_empty(len(g), of_gate + keys, dtype=torch.float32)
+    delta = None if call.rows is None else g.new_empty(kept.y.shape[:2], dtype=torch.float32)
+    dy, dv2 = gated_backward(dz, kept.y, values, gate, kept.logits, read[:, width:], common, delta)
+    gain = _to_projection(call, kept, dy, delta, dv2, p, read, None if common is None else common[:, -keys:])
+    return AttentionGradients(read, common, weight_gradient(read, kept.stream), out, attn_scale, gain)
 
 
-def back(call: Call, g: Tensor, g8: Tensor | None, name: str) -> Tensor:
-    """The gradient of what a folded matrix multiplies, from that of its product: in float8 where g8 is there."""
-    if g8 is None or call.weights.eight is None:
-        matrix: Tensor = getattr(call.weights, name)
-        return g @ matrix
-    return product(Eighth(g8, call.weights.eight.gradient), getattr(call.weights.eight, f"{name}_back"))
+def _to_projection(
+    call: Call, kept: Attended, dy: Tensor, delta: Tensor | None, dv2: Tensor | None, p: Parameters, read: Tensor,
+    common: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """From attention's output to what reads the stream: writes `read` and `common`, returns that of the gain."""
+    dy = dy.view(-1, call.shape.period, *dy.shape[1:])
+    dq, dk, dv = kept.gradient(dy) if delta is None else kept.gradient(dy, delta)
+    dk, dv = dk.flatten(1, 2).contiguous(), dv.flatten(1, 2).contiguous()
+    rest = dv2, kept.projected, kept.inverse, p.gain, *call.tables, call.shape, read, kept.factor, common
+    if isinstance(dq, Tensor):
+        return heads_backward((dq.flatten(0, 1).contiguous(), dk, dv), *rest)
+    assert call.rows is not None
+    return heads_backward_of_sums((dq, dk, dv), call.rows, *rest)
 
 
-def feed_forward(call: Call, normed: Normed) -> tuple[Tensor, Tensor]:
-    """f [N, F], and what its gradient needs besides."""
-    eight = call.weights.eight
-    if normed.y8 is None or eight is None:
-        return hidden_units(normed.y, call.weights.up, call.slope)
-    p = product(Eighth(normed.y8, eight.norm), eight.up)
-    return activation_forward(p, call.slope), p
-
-
-class FeedGradients(NamedTuple):
-    """Of n [N, d] and of the parameters."""
-
-    n: Tensor
-    up: Tensor
-    down: Tensor
-    mlp_scale: Tensor
-
-
-def feed_backward(call: Call, n: Tensor, f: Tensor, signs: Tensor, g: Tensor, p: Parameters) -> FeedGradients:
-    """g [N, d] is the gradient of the MLP's output f W2'^T."""
-    down, mlp_scale = unfold(weight_gradient(g, f), p.down, p.mlp_scale)
-    if call.factor8 is None:
-        dp, dp8 = leaky_backward(g, call.weights.down, f, signs, call.slope), None
+def head_backward(
+    call: Call, a: AttentionGradients, past: Tensor, carry: Tensor, x: Tensor, x0: Tensor, p: Parameters,
+    inverse: Tensor, later: Tensor | None, inside: bool,
+) -> MixGradients:  # fmt: skip
+    """Of the block's input x and of x0; carry [] times past [N, d] reaches the mixed stream, or (not inside) x."""
+    if a.common is None:
+        return mix_backward(a.read @ call.weights.read, past, carry, x, x0, p.mix, call.scale, inverse, later, inside)
+    dx, dx0 = torch.empty_like(x), torch.empty_like(x0)
+    mixed = {
+        "x": x, "x0": x0, "later": torch.zeros_like(x0) if later is None else later, "first": p.mix[0],
+        "second": p.mix[1], "along": past_factor(a.common, inverse, x.size(1)), "dx0": dx0,
+    }  # fmt: skip
+    if inside:
+        found = past_mix(a.read, call.weights.read.T, dx, past, **mixed)
     else:
-        df = back(call, g, round_gradient(g, call.factor8), "down")
-        dp, dp8 = activation_backward(df, signs, call.slope, call.factor8)
-    return FeedGradients(back(call, dp, dp8, "up"), weight_gradient(dp, n), down, mlp_scale)
+        found = past_mix_of_lane(a.read, call.weights.read.T, dx, past, carry=carry, **mixed)
+    return MixGradients(dx, dx0, torch.stack([found["dfirst"].sum(0), found["dsecond"].sum(0)]))
 
 
-def _gradients(call: Call, a: AttentionGradients, m: FeedGradients, mixed: MixGradients) -> Parameters:
-    width = call.shape.kv_heads * call.shape.head_dim
-    query, key, value = torch.split(a.qkv, [len(a.qkv) - 2 * width, width, width])
-    return Parameters(
-        query, key, value, a.out, m.up, m.down, a.gain, a.gate, a.attn_scale, m.mlp_scale, mixed.mix
-    )  # fmt: skip
+def _gradients(call: Call, a: AttentionGradients, m: FeedGradients, mixed: MixGradients, p: Parameters) -> Parameters:
+    width, gate = call.shape.kv_heads * call.shape.head_dim, None
+    query, key, value, rest = torch.split(
+        a.weights, [len(p.query), width, width, len(a.weights) - len(p.query) - 2 * width]
+    )
+    if p.gate is not None:
+        gate = rest[: len(p.gate), : p.gate.size(1)]
+    return Parameters(query, key, value, a.out, m.up, m.down, a.gain, gate, a.attn_scale, m.mlp_scale, mixed.mix)
 
 
 class SequentialBlock(torch.autograd.Function):
@@ -182,31 +154,28 @@ class SequentialBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Call, x: Tensor, x0: Tensor, *parameters: Tensor | None) -> tuple[Tensor, Tensor]:  # noqa: D102
         p = Parameters(*parameters)  # type: ignore[arg-type]
-        first = norm_forward(x, call.scale, x0, p.mix, call.factor8 is not None)
+        first = norm_forward(x, call.scale, x0, p.mix, call.weights.eight is not None, not call.epilogues)
         ctx.attended = attention_forward(call, first, p)
-        h = first.h.addmm_(ctx.attended.z, call.weights.out.T)
-        second = norm_forward(h, call.scale, eight=call.factor8 is not None)
-        f, signs = feed_forward(call, second)
-        h.addmm_(f, call.weights.down.T)
+        stream = into(call, first.h, ctx.attended.z)
+        fed, f8 = feed_forward(call, stream)
+        out = feed_out(call, fed.f, f8, stream.h)
         ctx.call = call
-        ctx.save_for_backward(x, x0, first.inverse, second.y, second.inverse, f, signs, *parameters)
+        ctx.save_for_backward(x, x0, first.inverse, *fed, *parameters)
         ctx.set_materialize_grads(False)
-        return h, x0.detach()
+        return out, x0.detach()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
         g, later = upstream
         if g is None:
             return None, None, later, *(None for _ in Parameters._fields)
-        call, (x, x0, inverse, n2, inverse2, f, signs, *parameters) = ctx.call, ctx.saved_tensors
-        attended, ctx.attended, p, g = ctx.attended, None, Parameters(*parameters), g.contiguous()
-        fed = feed_backward(call, n2, f, signs, g, p)
-        dh = norm_backward(fed.n, g, call.one, n2, call.scale, inverse2)
-        read = attention_backward(call, attended, dh, p)
-        mixed = mix_backward(
-            read.n, read.narrow, dh, call.one, x, x0, p.mix, call.scale, inverse, later, inside=True
-        )  # fmt: skip
-        return None, mixed.x, mixed.x0, *_gradients(call, read, fed, mixed)
+        call, (x, x0, inverse, *kept) = ctx.call, ctx.saved_tensors
+        fed, p, g = Fed(*kept[: len(Fed._fields)]), Parameters(*kept[len(Fed._fields) :]), g.contiguous()
+        attended, ctx.attended = ctx.attended, None
+        fed_back = feed_backward(call, fed, g, g, call.one, p)
+        read = attention_backward(call, attended, fed_back.h, p)
+        mixed = head_backward(call, read, fed_back.h, call.one, x, x0, p, inverse, later, inside=True)
+        return None, mixed.x, mixed.x0, *_gradients(call, read, fed_back, mixed, p)
 
 
 class LanesBlock(torch.autograd.Function):
@@ -218,32 +187,27 @@ class LanesBlock(torch.autograd.Function):
         *parameters: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         p = Parameters(*parameters)  # type: ignore[arg-type]
-        first = norm_forward(lane0, call.scale, x0, p.mix, call.factor8 is not None)
+        first = norm_forward(lane0, call.scale, x0, p.mix, call.weights.eight is not None, not call.epilogues)
         ctx.attended = attention_forward(call, first, p)
-        a = torch.mm(ctx.attended.z, call.weights.out.T, out=first.h)
-        second = norm_forward(lane1, call.scale, eight=call.factor8 is not None)
-        f, signs = feed_forward(call, second)
-        m = f @ call.weights.down.T
+        a = ctx.attended.z @ call.weights.out.T
+        fed, f8 = feed_forward(call, Stream(lane1))
+        m = feed_out(call, fed.f, f8, None)
         ctx.call = call
-        ctx.save_for_backward(
-            lane0, lane1, x0, post, carry, first.inverse, a, second.y, second.inverse, f, signs, m, *parameters
-        )  # fmt: skip
+        ctx.save_for_backward(lane0, lane1, x0, post, carry, first.inverse, a, m, *fed, *parameters)
         ctx.set_materialize_grads(False)
         return *lanes_forward((lane0, lane1), a, m, post, carry), x0.detach()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
         call, saved = ctx.call, ctx.saved_tensors
-        lane0, lane1, x0, post, carry, inverse, a, n2, inverse2, f, signs, m, *parameters = saved
+        lane0, lane1, x0, post, carry, inverse, a, m, *kept = saved
+        fed, p = Fed(*kept[: len(Fed._fields)]), Parameters(*kept[len(Fed._fields) :])
         g0, g1 = (torch.zeros_like(a) if g is None else g.contiguous() for g in upstream[:2])
-        attended, ctx.attended, p = ctx.attended, None, Parameters(*parameters)
+        attended, ctx.attended = ctx.attended, None
         summed = lanes_backward((g0, g1), (lane0, lane1), a, m, post)
-        fed = feed_backward(call, n2, f, signs, summed.m, p)
-        d_lane1 = norm_backward(fed.n, g1, carry[1], n2, call.scale, inverse2)
+        fed_back = feed_backward(call, fed, summed.m, g1, carry[1], p)
         read = attention_backward(call, attended, summed.a, p)
-        mixed = mix_backward(
-            read.n, read.narrow, g0, carry[0], lane0, x0, p.mix, call.scale, inverse, upstream[2], inside=False
-        )  # fmt: skip
+        mixed = head_backward(call, read, g0, carry[0], lane0, x0, p, inverse, upstream[2], inside=False)
         return (
-            None, mixed.x, d_lane1, mixed.x0, summed.post, summed.carry, *_gradients(call, read, fed, mixed)
+            None, mixed.x, fed_back.h, mixed.x0, summed.post, summed.carry, *_gradients(call, read, fed_back, mixed, p)
         )  # fmt: skip

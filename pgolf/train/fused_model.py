@@ -6,34 +6,56 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pgolf.kernels.float8 import GRADIENT
+from pgolf.kernels import epilogue
+from pgolf.kernels.attention_rows import Rows, rows_of
 from pgolf.kernels.gated_output import WINDOW
 from pgolf.kernels.heads import Shape
+from pgolf.kernels.heads_accumulated import fits as fits_sums
+from pgolf.model.attention import Segments, gives_sums
 from pgolf.model.blocks import Attention, Block
 from pgolf.model.context import Context
 from pgolf.model.gpt import GPT
 from pgolf.train.fast import fits as fits_mlp
 from pgolf.train.folded import Folded, matrix
-from pgolf.train.fused_block import Call, LanesBlock, Parameters, SequentialBlock
+from pgolf.train.fused_block import LanesBlock, SequentialBlock
+from pgolf.train.fused_call import Call, Parameters
 
 if TYPE_CHECKING:
     from pgolf.model.lanes import Lanes
 
 
 class Chain:
-    """x0 as the last block returned it: so its gradient passes through every block, and is added up on the way."""
+    """What the blocks of a forward pass share: x0 as the last one returned it, so that its gradient passes through all
+    of them and is added up on the way; the rows of its documents in attention's gradient.
+    """
 
     def __init__(self) -> None:
         self.first: Tensor | None = None
         self.last = torch.empty(0)
         self.number = 0
         """Of the forward pass."""
+        self._rows: Rows | None = None
+
+    def rows(self, segments: Segments, tokens: int) -> Rows:
+        """Of this forward pass, after `take`."""
+        if self._rows is None:
+            self._rows = rows_of(segments.cu_seqlens, tokens)
+        return self._rows
 
     def take(self, x0: Tensor) -> Tensor:
         """What the next block reads for the embedding x0 of this forward pass, [N, d]."""
         if self.first is not x0:
             self.first, self.last, self.number = x0, x0.flatten(0, -2), self.number + 1
+            self._rows = None
+            if self.last.requires_grad:
+                self.last.register_hook(self._forget)  # type: ignore[no-untyped-call]
         return self.last
+
+    def _forget(self, gradient: Tensor) -> None:
+        """Where the backward pass has come to x0: let its graph go. A later pass would go on with what it kept for the
+        gradient of the embedding, and with its stream, which no CUDA graph may wait for.
+        """
+        self.first, self.last, self._rows = None, torch.empty(0), None
 
 
 class Fused:
@@ -70,11 +92,14 @@ class Fused:
         attn = self.block.attn
         dim = attn.head_dim
         shape = Shape(self.heads, attn.c_k.weight.size(0) // dim, dim, x.size(-2))
-        factor = GRADIENT * x.numel() / x.size(-1) if self.eight else None
-        weights = self.folded(x.dtype, self.chain.number, None if factor is None else (context.scale, factor))
+        weights = self.folded(x.dtype, self.chain.number, self.eight)
+        rows, half = None, context.tables[0].size(-1)
+        if context.segments is not None and fits_sums(half, dim) and gives_sums(x.device, x.dtype, dim):
+            rows = self.chain.rows(context.segments, x.size(-2))
         return Call(
             weights, context.scale, self.one, context.tables, context.segments, shape, self.block.mlp.slope,
-            attn.exclusive_output, attn.gate_scale if attn.gate is not None else 0.0, factor,
+            attn.exclusive_output, attn.gate_scale if attn.gate is not None else 0.0,
+            (x.dtype == torch.bfloat16 or x.device.type == "cpu") and epilogue.present(), rows,
         )  # fmt: skip
 
 

@@ -54,6 +54,11 @@ class Trainer:
             install(model, config.matmul == "fp8")
         if cuda and config.compile:
             compile_model(model, mode=config.compile_mode)
+        self.graphs = None
+        if cuda and config.graphs:
+            from pgolf.train.replay import Replay
+
+            self.graphs = Replay(self._micro_batch, list(model.parameters()))
 
     def backward(self, batches: Iterator[Batch], now: Settings) -> Tensor:
         """Average the gradients of one step's micro-batches; returns the mean loss of all tokens, nats per token.
@@ -62,31 +67,43 @@ class Trainer:
         added up when this returns: see `Exchange`.
         """
         self.model.runs = min(now.runs, self.model.config.loop_runs)
-        total = torch.zeros((), device=self.device)
+        total, share = torch.zeros((), device=self.device), torch.tensor(1 / now.micro_batches)
+        graphs = None if now.quantized else self.graphs
         parts = None
-        if self.config.clip == "local":
-            parts = LocalClip(list(self.model.parameters()), self.config.grad_clip / now.micro_batches)
+        if self.config.clip == "local" or graphs is not None:
+            limit = self.config.grad_clip / now.micro_batches if self.config.clip == "local" else None
+            parts = LocalClip(list(self.model.parameters()), limit, borrowed=graphs is not None)
         with self._rounded(now.quantized):
             for _ in range(now.micro_batches // ranks.world()):
-                batch = cut_rows(next(batches), now.seq_len)
-                ids, targets, cu_seqlens = (None if t is None else t.to(self.device, non_blocking=True) for t in batch)
-                segments = None
-                if cu_seqlens is not None:
-                    torch._dynamo.maybe_mark_dynamic(cu_seqlens, 0)  # one graph for any number of documents
-                    segments = Segments(cu_seqlens, self.config.seq_len)
-                assert ids is not None
-                assert targets is not None
-                losses = self.model.losses(ids, targets, segments)
-                loss = selective_mean(losses, self.config.token_fraction) / now.micro_batches
-                loss.backward()  # type: ignore[no-untyped-call]
+                batch = (*cut_rows(next(batches), now.seq_len), share)
+                if graphs is not None:
+                    total += graphs(self.model.runs, *batch)
+                else:
+                    total += self._micro_batch(
+                        *(None if each is None else each.to(self.device, non_blocking=True) for each in batch)
+                    )
                 if parts is not None:
                     parts.add()
-                total += losses.detach().mean() / now.micro_batches
         if parts is not None:
             parts.finish()
         if self.exchange is not None:
             self.exchange.launch(total)
         return total
+
+    def _micro_batch(
+        self, ids: Tensor | None, targets: Tensor | None, cu_seqlens: Tensor | None, share: Tensor | None
+    ) -> Tensor:
+        """Gradients of one micro-batch's part of the loss, which is returned."""
+        assert ids is not None
+        assert targets is not None
+        assert share is not None
+        segments = None
+        if cu_seqlens is not None:
+            torch._dynamo.maybe_mark_dynamic(cu_seqlens, 0)  # one graph for any number of documents
+            segments = Segments(cu_seqlens, self.config.seq_len)
+        losses = self.model.losses(ids, targets, segments)
+        selective_mean(losses, self.config.token_fraction).backward(share)  # type: ignore[no-untyped-call]
+        return losses.detach().mean() * share
 
     def update(self, now: Settings) -> None:
         """Clip, step both optimizers at the scheduled rates, clear the gradients, average."""
@@ -154,10 +171,11 @@ class Trainer:
         for runs in range(1, self.model.config.loop_runs + 1) if self.config.loop_further_at else (1, ALL_RUNS):
             now = settings(self.config, 0, 0.0)._replace(micro_batches=ranks.world(), runs=runs, quantized=False)
             for length, variant in itertools.product(sorted(lengths), _lengths(batch)):
-                self.backward(itertools.repeat(variant), now._replace(seq_len=length))
-                if self.exchange is not None:
-                    self.exchange.wait()
-                self.model.zero_grad()
+                for _ in range(1 if self.graphs is None else 2):  # the second time it is captured
+                    self.backward(itertools.repeat(variant), now._replace(seq_len=length))
+                    if self.exchange is not None:
+                        self.exchange.wait()
+                    self.model.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
         """Weights, averages and optimizer moments by name; all processes must call it."""

@@ -5,11 +5,12 @@ import math
 import sys
 from types import ModuleType, SimpleNamespace
 
+import plain_package
 import pytest
 import torch
 
 from pgolf.model import attention, flash4, sdpa
-from pgolf.model.attention import Segments, attend, backend, present, using
+from pgolf.model.attention import Segments, attend, attend_with_gradient, backend, present, using
 
 BOUNDS = [0, 3, 4, 9, 11, 11, 11]
 CUDA = torch.device("cuda")
@@ -47,7 +48,7 @@ def plain_forward(q, k, v, *, softmax_scale, causal, return_lse, **lengths):
 
 def plain_backward(q, k, v, y, dy, lse, *, softmax_scale, causal, dq, dk, dv, **lengths):
     assert causal
-    assert dy.is_contiguous()
+    assert dy.stride(-1) == 1
     group = q.size(-2) // k.size(-2)
     for row, span in spans(q, lengths):
         keys, values = (x[row][span].repeat_interleave(group, 1) for x in (k, v))
@@ -95,6 +96,103 @@ def test_the_operators_give_what_sdpa_gives(plain, packed, kv_heads):
     for got, want in zip(found, expected, strict=True):
         assert got.shape == want.shape
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fa4", "sdpa"])
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_gradients_in_parts_add_up_to_those_of_a_graph(plain, monkeypatch, packed, kv_heads, name):
+    """With FlashAttention-4 in calls of as many query heads as key heads."""
+    qkv = inputs(packed, kv_heads=kv_heads)
+    dy = torch.randn_like(qkv[0])
+
+    def unshared(q, k, *rest, **options):
+        assert q.shape == k.shape
+        plain_backward(q, k, *rest, **options)
+
+    expected = with_gradients(lambda *tensors: attend(*tensors, segments(packed)), qkv, dy)
+    monkeypatch.setattr(flash4, "kernels", (plain_forward, unshared))
+    with using(name):
+        y, gradient = attend_with_gradient(*qkv, segments(packed))
+    assert not y.requires_grad
+    dq, dk, dv = gradient(dy)
+    assert len(dk) == len(dv) == (6 // kv_heads if name == "fa4" else 1)
+    for got, want in zip((y, dq, dk.sum(0), dv.sum(0)), expected, strict=True):
+        assert got.shape == want.shape
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+class PlainRows:
+    """`pgolf.kernels.attention_rows.Rows` for the plain package, which zeroes and fills in its own pass."""
+
+    def __init__(self, cu_seqlens):
+        self.documents = list(plain_package.padded_rows(cu_seqlens))
+
+    def prepare(self, delta, lse, dpsum, lse_log2, sums):
+        for tokens, rows in self.documents:
+            dpsum[:, rows], lse_log2[:, rows] = delta[tokens].T, lse[:, tokens] / math.log(2)
+            sums.unflatten(1, (len(dpsum[0]), -1))[:, rows] = 0
+
+    def dq(self, sums, like):
+        """[1, T, H, D] of the parts' sums."""
+        dq, parts = torch.empty_like(like), len(sums)
+        for part, each in enumerate(sums):
+            for tokens, rows in self.documents:
+                dq[0, tokens, part::parts] = each.unflatten(1, (-1, like.size(-1)))[:, rows].transpose(0, 1)
+        return dq * like.size(-1) ** -0.5
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+def test_gradients_in_sums_without_the_passes_of_the_package(monkeypatch, kv_heads):
+    """The package's function runs between passes of our own, and is what it was afterwards."""
+    qkv, packed = inputs(packed=True, kv_heads=kv_heads), segments(True)
+    kept, dy, rows = [tensor.detach().clone() for tensor in qkv], torch.randn_like(qkv[0]), PlainRows(packed.cu_seqlens)
+    monkeypatch.setattr(flash4, "kernels", (plain_forward, plain_package.backward))
+
+    def gradients(*given):
+        with using("fa4"):
+            y, gradient = attend_with_gradient(*qkv, packed, *given)
+        return y, gradient(dy, (dy * y).sum(-1)[0]) if given else gradient(dy)
+
+    before, passes = dict(vars(plain_package)), []
+    for name in ("_bwd_preprocess", "_bwd_postprocess_convert"):
+        own = getattr(plain_package, name)
+        monkeypatch.setattr(
+            plain_package, name, lambda *a, own=own, name=name, **b: passes.append(name) or own(*a, **b)
+        )
+    y, (dq, *rest) = gradients()
+    assert len(passes) == 2 * 6 // kv_heads
+    passes.clear()
+    _, (sums, *others) = gradients(rows)
+    assert not passes
+    assert len(sums) == 6 // kv_heads
+    monkeypatch.undo()
+    assert vars(plain_package) == before
+    for got, want in zip((rows.dq(sums, dq), *others, *qkv), (dq, *rest, *kept), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    dense = with_gradients(lambda *tensors: attend(*tensors, packed), qkv, dy)
+    for got, want in zip((y, dq, *(each.sum(0) for each in rest)), dense, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("installed", "capability", "head_dim", "expected"),
+    [
+        (flash4.KNOWN, 9, 64, True),
+        ("4.0.0b37", 9, 64, False),
+        (flash4.KNOWN, 10, 64, False),
+        (flash4.KNOWN, 9, 128, False),
+    ],
+)
+def test_sums_are_read_only_where_they_are_known(machine, monkeypatch, installed, capability, head_dim, expected):
+    machine(capability, "fa4", "varlen")
+    monkeypatch.setattr(flash4, "version", {"flash-attn-4": installed}.__getitem__)
+    flash4._is_known.cache_clear()
+    try:
+        assert attention.gives_sums(CUDA, torch.bfloat16, head_dim) == expected
+    finally:
+        flash4._is_known.cache_clear()
+    assert not attention.gives_sums(CUDA, torch.float32, 64)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])

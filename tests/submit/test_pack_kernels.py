@@ -46,6 +46,12 @@ def test_arguments_of_a_kernel_have_no_copies() -> None:
     assert "=BLOCK" not in program
 
 
+def test_the_accumulator_of_an_epilogue_keeps_its_name() -> None:
+    """The library that is given the function looks for it."""
+    main = "def _square(acc):\n    return acc * acc\ndef main(params):\n    params['give'](_square)\n"
+    assert "(acc)" in program_text({"prog/__init__.py": "", "prog/main.py": main}, "prog.main")
+
+
 def test_kernels_use_no_builtin() -> None:
     """Packing gives builtins short global names, which Triton does not follow: `tl.range`, not `range`."""
     trees = [ast.parse(path.read_text("utf-8")) for path in (ROOT / "pgolf/kernels").glob("*.py")]

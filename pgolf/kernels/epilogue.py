@@ -1,0 +1,109 @@
+"""A matrix product with a function of each element at its end, on Hopper by CuTe DSL through quack-kernels (Dao 2025).
+
+    acc = a b^T,  a [N, K], b [n, K];   out = function(acc, ...)["D"];   sums[name] [N] = sum over n of x y
+
+The function is written once, with operators and `pgolf.kernels.elements`. Its arguments after `acc`: `c` is an addend
+of the form of `out`, others are tensors [N, n], vectors [N] or [n], or numbers. On a CPU it is called with tensors, so
+that the tests of a block cover every formula; on a GPU with the elements of an accumulator, before they leave the
+registers.
+"""
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+FAST = (("fp8_slow_accum", False),)
+"""Sums of products of 8 bits stay in the matrix unit, which keeps 14 bits of them, where operands have 4; added up
+outside they take twice the registers, more than a tile of 256 columns leaves.
+"""
+
+
+class Tile(NamedTuple):
+    """Of the result, what one program computes at a time."""
+
+    rows: int = 128
+    columns: int = 256
+    cluster: tuple[int, int] = (2, 1)
+    """Programs along rows and columns that share what they load."""
+    pingpong: bool = False
+    """Two tiles in turn: one's epilogue runs under the other's product."""
+
+
+@functools.cache
+def present() -> bool:
+    """Whether this machine has such products."""
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
+        return False
+    return importlib.util.find_spec("quack") is not None
+
+
+class Product:
+    """The product. Further results of the form of `out` are in `also`; of `sums`, over columns, and `column_sums`, over
+    rows, the function returns the two factors of what is added up. `of_rows` and `of_columns` are vectors.
+    """
+
+    def __init__(
+        self, function: Callable[..., dict[str, Any]], sums: tuple[str, ...] = (), column_sums: tuple[str, ...] = (),
+        also: tuple[str, ...] = (), of_rows: tuple[str, ...] = (), of_columns: tuple[str, ...] = (),
+        tile: Tile | None = None,
+    ) -> None:  # fmt: skip
+        self.function, self.sums, self.column_sums, self.also = function, sums, column_sums, also
+        self.of_rows, self.of_columns = of_rows, of_columns
+        self.tile = tile or Tile()
+
+    def __call__(
+        self, a: Tensor, b: Tensor, out: Tensor, c: Tensor | None = None, **operands: Tensor | float
+    ) -> dict[str, Tensor]:
+        """Writes `out` [N, n], which may be `c`, and the tensors of `also`; returns sums in parts, float32: [N, parts]
+        over columns, [parts, n] over rows.
+        """
+        if a.device.type == "cpu":
+            return self._by_tensors(a, b, out, c, operands)
+        parts = -(-out.size(1) // self.tile.columns), -(-len(out) // self.tile.rows)
+        found = {name: out.new_empty(len(out), parts[0], dtype=torch.float32) for name in self.sums}
+        found |= {name: out.new_empty(parts[1], out.size(1), dtype=torch.float32) for name in self.column_sums}
+        self._kernel.gemm(
+            _plain(a), b, out, None if c is None else _plain(c), epi_args=self._given(operands) | found,
+            tile_M=self.tile.rows, tile_N=self.tile.columns, cluster_M=self.tile.cluster[0],
+            cluster_N=self.tile.cluster[1], pingpong=self.tile.pingpong,
+            post_init_attrs=FAST if a.dtype.itemsize == 1 else (),
+        )  # fmt: skip
+        return found
+
+    def _given(self, operands: dict[str, Any]) -> dict[str, Any]:
+        """As the kernel takes them: vectors [1, N] and [1, n], and no tensor of a graph."""
+        plain = {name: _plain(each) if isinstance(each, Tensor) else each for name, each in operands.items()}
+        return plain | {name: plain[name][None] for name in (*self.of_rows, *self.of_columns)}
+
+    @functools.cached_property
+    def _kernel(self) -> Any:
+        from quack.epilogue import gemm_epilogue
+        from quack.epilogue.ops import ColVecLoad, ColVecReduce, RowVecLoad, RowVecReduce
+
+        loads = {name: ColVecLoad(name) for name in self.of_rows}
+        loads |= {name: RowVecLoad(name) for name in self.of_columns}
+        reduces = {name: ColVecReduce(name, scaled=True) for name in self.sums}
+        reduces |= {name: RowVecReduce(name, scaled=True) for name in self.column_sums}
+        return gemm_epilogue(outputs=self.also, ops=loads, reduces=reduces)(self.function)
+
+    def _by_tensors(
+        self, a: Tensor, b: Tensor, out: Tensor, c: Tensor | None, operands: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        wide = torch.promote_types(out.dtype, torch.float32)
+        given = {name: value for name, value in operands.items() if name not in self.also}
+        for name, value in given.items():
+            if isinstance(value, Tensor):
+                given[name] = value.to(wide)[:, None] if name in self.of_rows else value.to(wide)
+        result = self.function(a.to(wide) @ b.to(wide).T, **given, **({} if c is None else {"c": c.to(wide)}))
+        for name, target in {"D": out, **{name: operands[name] for name in self.also}}.items():
+            target.copy_(result[name])
+        found = {name: (result[name][0] * result[name][1]).sum(1, keepdim=True) for name in self.sums}
+        return found | {name: (result[name][0] * result[name][1]).sum(0, keepdim=True) for name in self.column_sums}
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.requires_grad else tensor

@@ -1,0 +1,46 @@
+"""What the passes of a block written out are told, and what they share (`pgolf.train.fused_block`)."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from pgolf.kernels.attention_rows import Rows
+from pgolf.kernels.heads import Shape
+from pgolf.model.attention import Segments
+from pgolf.train.folded import Weights
+
+
+class Parameters(NamedTuple):
+    """What gradients flow to, float32."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    out: Tensor
+    up: Tensor
+    down: Tensor
+    gain: Tensor
+    gate: Tensor | None
+    attn_scale: Tensor
+    mlp_scale: Tensor
+    mix: Tensor
+
+
+class Call(NamedTuple):
+    """What one pass through a block needs besides."""
+
+    weights: Weights
+    scale: Tensor
+    """s []."""
+    one: Tensor
+    """1.0 []."""
+    tables: tuple[Tensor, Tensor]
+    segments: Segments | None
+    shape: Shape
+    slope: float
+    exclusive: bool
+    gate_factor: float
+    epilogues: bool = False
+    """Whether products hold what is around them (`pgolf.kernels.epilogue`)."""
+    rows: Rows | None = None
+    """Where the gradient of queries comes as attention's kernel adds it up."""

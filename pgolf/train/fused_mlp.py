@@ -1,0 +1,121 @@
+"""The MLP half of a block written out, and how both halves reach the stream.
+
+With `Call.epilogues` norm, activation and their gradients live in the epilogues of the products
+(`pgolf.kernels.stream_products`); without, one kernel stands between two products, or Triton's products hold the
+activation (`pgolf.kernels.leaky_mlp`).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pgolf.kernels import float8
+from pgolf.kernels.leaky_mlp import backward as leaky_backward
+from pgolf.kernels.leaky_mlp import hidden_units
+from pgolf.kernels.residual_norm import norm_backward, norm_forward
+from pgolf.kernels.row_factors import norm_factors, past_factor
+from pgolf.kernels.stream_products import (
+    added,
+    added8,
+    hidden,
+    hidden8,
+    hidden_backward,
+    into_stream,
+    into_stream8,
+    past_norm,
+    scaled8,
+)  # fmt: skip
+from pgolf.train.folded import unfold, weight_gradient
+from pgolf.train.fused_call import Call, Parameters
+
+
+class Stream(NamedTuple):
+    """The stream between the halves."""
+
+    h: Tensor
+    """[N, d]."""
+    squares: Tensor | None = None
+    """With epilogues: parts of the sums of the squares of its rows [N, parts]."""
+    h8: Tensor | None = None
+    """In float8."""
+
+
+class Fed(NamedTuple):
+    """What the half keeps for its gradient."""
+
+    stream: Tensor
+    """Its norm n [N, d]; with epilogues h itself."""
+    inverse: Tensor
+    """1 / sqrt(mean(h^2) + eps) [N]."""
+    f: Tensor
+    """[N, F]."""
+    signs: Tensor
+    """A bit per hidden unit; with epilogues, s times `inverse`."""
+
+
+def into(call: Call, h: Tensor, z: Tensor) -> Stream:
+    """h + z Wo'^T, in place where h is not kept."""
+    if not call.epilogues:
+        return Stream(h.addmm_(z, call.weights.out.T))
+    out = torch.empty_like(h)
+    if call.weights.eight is None:
+        return Stream(out, into_stream(z, call.weights.out, out, h)["squares"])
+    h8 = torch.empty_like(h, dtype=float8.KIND)
+    return Stream(out, into_stream8(z, call.weights.out, out, h, h8=h8)["squares"], h8)
+
+
+def feed_forward(call: Call, stream: Stream) -> tuple[Fed, Tensor | None]:
+    """f of the stream, also in float8; what is not there of the stream is made."""
+    h, squares, h8 = stream
+    if not call.epilogues:
+        normed = norm_forward(h, call.scale)
+        return Fed(normed.y, normed.inverse, *hidden_units(normed.y, call.weights.up, call.slope)), None
+    inverse, factor = norm_factors(*((h, call.scale) if squares is None else (squares, call.scale, h.size(1))))
+    f, slope, eight = h.new_empty(len(h), len(call.weights.up)), abs(call.slope), call.weights.eight
+    if eight is None:
+        hidden(h, call.weights.up, f, factor=factor, slope=slope)
+        return Fed(h, inverse, f, factor), None
+    f8, h8 = torch.empty_like(f, dtype=float8.KIND), float8.round_stream(h) if h8 is None else h8
+    hidden8(h8, eight.up.values, f, factor=factor, slope=slope, scale=eight.up.scale, f8=f8)
+    return Fed(h, inverse, f, factor), f8
+
+
+def feed_out(call: Call, f: Tensor, f8: Tensor | None, h: Tensor | None) -> Tensor:
+    """f W2'^T, or h + f W2'^T, in place where h is not kept."""
+    down, eight = call.weights.down, call.weights.eight
+    if not call.epilogues or (h is None and f8 is None):
+        return f @ down.T if h is None else h.addmm_(f, down.T)
+    out = f.new_empty(len(f), len(down))
+    if f8 is None or eight is None:
+        added(f, down, out, h)
+    elif h is None:
+        scaled8(f8, eight.down.values, out, scale=eight.down.scale)
+    else:
+        added8(f8, eight.down.values, out, h, scale=eight.down.scale)
+    return out
+
+
+class FeedGradients(NamedTuple):
+    """Of h [N, d] and of the parameters."""
+
+    h: Tensor
+    up: Tensor
+    down: Tensor
+    mlp_scale: Tensor
+
+
+def feed_backward(call: Call, fed: Fed, g: Tensor, past: Tensor, carry: Tensor, p: Parameters) -> FeedGradients:
+    """g [N, d] is the gradient of f W2'^T, carry [] times past [N, d] what reaches h beside the norm."""
+    down, mlp_scale = unfold(weight_gradient(g, fed.f), p.down, p.mlp_scale)
+    if call.epilogues:
+        dp, dh = torch.empty_like(fed.f), torch.empty_like(past)
+        along = hidden_backward(
+            g, call.weights.down.T, dp, f=fed.f, factor=fed.signs, slope=abs(call.slope)
+        )["along"]  # fmt: skip
+        factor = past_factor(along, fed.inverse, dh.size(1), times=2.0)
+        past_norm(dp, call.weights.up.T, dh, past, h=fed.stream, along=factor, carry=carry)
+        return FeedGradients(dh, weight_gradient(dp, fed.stream), down, mlp_scale)
+    dp = leaky_backward(g, call.weights.down, fed.f, fed.signs, call.slope)
+    dh = norm_backward(dp @ call.weights.up, past, carry, fed.stream, call.scale, fed.inverse)
+    return FeedGradients(dh, weight_gradient(dp, fed.stream), down, mlp_scale)

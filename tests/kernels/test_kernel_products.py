@@ -1,0 +1,132 @@
+"""Products with epilogues against autograd in double precision; on a CPU the same functions are called with tensors."""
+
+import interpreter  # noqa: F401  before the kernels are defined
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from pgolf.kernels import elements, epilogue, float8
+from pgolf.kernels import stream_products as products
+from pgolf.kernels.row_factors import norm_factors, past_factor
+from pgolf.model.norm import EPS
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+IN_32_BITS = pytest.mark.skipif(ON_GPU, reason="products on a GPU are of 16 bits")
+CHECKED = 512
+"""Rows that are compared; sums over all rows are."""
+SIZES = [
+    pytest.param(40, 32, 64, torch.float32, 1e-5, id="small", marks=IN_32_BITS),
+    pytest.param(32, 32, 32, torch.float32, 1e-5, id="square", marks=IN_32_BITS),
+    pytest.param(512, 512, 512, torch.bfloat16, 8e-3, id="square16", marks=pytest.mark.gpu),
+    pytest.param(98_304, 512, 2048, torch.bfloat16, 8e-3, id="training", marks=pytest.mark.gpu),
+]
+SCALE, SLOPE, CARRY = 0.7, 0.5, 0.3
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    if ON_GPU and not epilogue.present():
+        pytest.skip("such products take a Hopper GPU and quack-kernels")
+    if not ON_GPU:
+        monkeypatch.setattr(elements, "PLACE", 0)
+
+
+def near(found, expected, bound):
+    expected = expected.detach()
+    assert float((found.double() - expected).norm() / expected.norm()) < bound
+
+
+def normal(*shape, dtype=torch.float32):
+    torch.manual_seed(sum(shape))
+    return torch.randn(shape, device=DEVICE).to(dtype)
+
+
+def scalar(value):
+    return torch.tensor(value, device=DEVICE)
+
+
+@pytest.mark.parametrize(("tokens", "width", "units", "dtype", "bound"), SIZES)
+def test_the_mlp_and_its_norm(tokens, width, units, dtype, bound):
+    h, g, past = (normal(tokens, width, dtype=dtype).roll(shift, 0) for shift in range(3))
+    up, down = normal(units, width, dtype=dtype) / width**0.5, normal(width, units, dtype=dtype) / units**0.5
+    inverse, factor = norm_factors(h, scalar(SCALE))
+    f, dp = (torch.empty(tokens, units, dtype=dtype, device=DEVICE) for _ in range(2))
+    out, dh = torch.empty_like(h), torch.empty_like(h)
+    products.hidden(h, up, f, factor=factor, slope=SLOPE)
+    products.added(f, down, out, past)
+    along = products.hidden_backward(g, down.T, dp, f=f, factor=factor, slope=SLOPE)["along"]
+    common = past_factor(along, inverse, width, times=2.0)
+    products.past_norm(dp, up.T, dh, past, h=h, along=common, carry=scalar(CARRY))
+
+    some = slice(CHECKED)
+    a = h[some].double().requires_grad_()
+    p = F.linear(F.rms_norm(a, (width,), eps=EPS) * SCALE, up.double())
+    wanted = F.leaky_relu(p, SLOPE).square()
+    near(f[some], wanted, bound)
+    assert float((elements.is_marked(f[some]) != (p < 0)).double().mean()) < (1e-6 if dtype == torch.float32 else 2e-3)
+    y = wanted @ down.double().T
+    near(out[some], past[some].double() + y, bound)
+    of_p, gradient = torch.autograd.grad(y, [p, a], g[some].double())
+    near(dh[some], gradient + CARRY * past[some].double(), bound)
+    near(dh[some].double() - CARRY * past[some].double(), gradient, 2 * bound)
+    near(dp[some] / factor[some, None], of_p, 2 * bound)
+
+
+@pytest.mark.parametrize(("tokens", "width", "units", "dtype", "bound"), SIZES)
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_head_of_a_block(tokens, width, units, dtype, bound, inside):
+    x, x0, past, later = (normal(tokens, width, dtype=dtype).roll(shift, 0) for shift in range(4))
+    read, weight = normal(tokens, units + 16, dtype=dtype), normal(units + 16, width, dtype=dtype) / units**0.5
+    first, second, along = normal(width), normal(width).flip(0), normal(tokens)
+    dx, dx0 = torch.empty_like(x), torch.empty_like(x)
+    given = {"x": x, "x0": x0, "later": later, "first": first, "second": second, "along": along, "dx0": dx0}
+    product = products.past_mix if inside else products.past_mix_of_lane
+    found = product(read, weight.T, dx, past, **given, **({} if inside else {"carry": scalar(CARRY)}))
+    a, b, g, more, one, two, row = (t.double() for t in (x, x0, past, later, first, second, along[:, None]))
+    dh = read.double() @ weight.double() - (a * one + b * two) * row + (g if inside else 0)
+    near(dx, dh * one + (0 if inside else CARRY * g), bound)
+    near(dx0, dh * two + more, bound)
+    near(found["dfirst"].sum(0), (dh * a).sum(0), bound)
+    near(found["dsecond"].sum(0), (dh * b).sum(0), bound)
+
+
+@pytest.mark.parametrize(("tokens", "width", "units", "dtype", "bound"), SIZES)
+def test_into_the_stream(tokens, width, units, dtype, bound):
+    z, h, weight = (
+        normal(tokens, width, dtype=dtype),
+        normal(tokens, width, dtype=dtype).roll(1, 0),
+        normal(width, width),
+    )
+    weight, out = (weight / width**0.5).to(dtype), torch.empty_like(h)
+    squares = products.into_stream(z, weight, out, h)["squares"]
+    expected = h.double() + z.double() @ weight.double().T
+    near(out, expected, bound)
+    near(squares.sum(1), expected.square().sum(1), bound)
+
+
+@pytest.mark.parametrize(("tokens", "width", "units", "dtype", "bound"), SIZES)
+def test_products_of_8_bits_are_those_of_the_rounded_operands(tokens, width, units, dtype, bound):
+    """Their own results in 8 bits are off by half a step at most."""
+    h, z = normal(tokens, width, dtype=dtype), normal(tokens, width, dtype=dtype).roll(1, 0)
+    up, down, out = (float8.round_weight(normal(*shape)) for shape in ((units, width), (width, units), (width, width)))
+    wo = (out.values.to(dtype) * out.scale).to(dtype)
+    stream, h8 = torch.empty_like(h), torch.empty_like(h, dtype=float8.KIND)
+    products.into_stream8(z, wo, stream, h, h8=h8)
+    expected = h.double() + z.double() @ wo.double().T
+    near(stream, expected, bound)
+    near(h8, expected.clamp(-float8.LARGEST, float8.LARGEST), 0.03)
+    f, f8 = (torch.empty(tokens, units, dtype=kind, device=DEVICE) for kind in (dtype, float8.KIND))
+    _, factor = norm_factors(h, scalar(SCALE))
+    products.hidden8(h8, up.values, f, factor=factor * 0.1, slope=SLOPE, scale=up.scale, f8=f8)
+    p = (h8.double() @ up.values.double().T) * up.scale.double() * 0.1 * factor.double()[:, None]
+    wanted = F.leaky_relu(p, SLOPE).square()
+    near(f, wanted, bound)
+    near(f8, wanted.clamp(max=float8.LARGEST), 0.03)
+    product = f8.double() @ down.values.double().T * down.scale.double()
+    products.added8(f8, down.values, stream, h, scale=down.scale)
+    near(stream, product + h.double(), bound)
+    products.scaled8(f8, down.values, stream, scale=down.scale)
+    near(stream, product, bound)
