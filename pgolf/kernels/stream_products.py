@@ -86,7 +86,7 @@ TILES = {
     "past_norm": Tile(128, 128, (1, 2), pingpong=True),
     "past_mix": Tile(64, 128, (2, 1), pingpong=True),
 }
-"""The fastest of up to twelve on an H100 at the training's shapes (docs/performance.md); those of 8 bits were not tried."""
+"""The fastest of those tried on an H100 at the training's shapes (docs/performance.md), none of 8 bits among them."""
 into_stream = Product(_into_stream, ("squares",), tile=TILES["into_stream"])
 """(z, Wo', out, c=h)."""
 into_stream8 = Product(_into_stream8, ("squares",), also=("h8",), tile=TILES["into_stream8"])

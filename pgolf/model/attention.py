@@ -2,7 +2,6 @@
 
     attend(q, k, v)            causal attention inside each row
     attend(q, k, v, segments)  causal attention inside each segment (document) of one packed row
-    attend_with_gradient       the same for a caller that goes backward by itself
 
 Softmax scale 1/sqrt(D); query head h reads KV head h // (heads / kv_heads).
 """
@@ -10,15 +9,12 @@ Softmax scale 1/sqrt(D); query head h reads KV head h // (heads / kv_heads).
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pgolf.model import flash4, sdpa
-
-if TYPE_CHECKING:
-    from pgolf.kernels.attention_rows import Rows
 
 varlen_attn: Callable[..., Any] | None = None
 if torch.cuda.is_available():  # without a GPU it is of no use, and importing it pulls in the whole compiler: 8 seconds
@@ -120,54 +116,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None) ->
         return attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), segments).float()
     name = backend(q.device, q.dtype, q.size(-1), segments is not None)
     return _dense(name, q, k, v) if segments is None else _packed(name, q, k, v, segments)
-
-
-Gradient = Callable[..., tuple[Tensor | list[Tensor], Tensor, Tensor]]
-"""Of the output's gradient dy: dq like q; dk and dv as parts [parts, *k.shape] that are to be added up. With `rows`, of
-dy and its delta: dq as `flash4.gradients_in_sums` leaves it.
-"""
-
-
-def gives_sums(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether `attend_with_gradient` of packed rows can be given `rows`."""
-    return backend(device, dtype, head_dim) == "fa4" and flash4.has_known_sums(device, head_dim)
-
-
-def attend_with_gradient(
-    q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None, rows: "Rows | None" = None
-) -> tuple[Tensor, Gradient]:
-    """`attend` outside of any graph, and its gradient, to be called once; FlashAttention-4 gives dk and dv in parts."""
-    if backend(q.device, q.dtype, q.size(-1), segments is not None) == "fa4":
-        return _flash4_with_gradient(q, k, v, segments, rows)
-    leaves = q.detach().requires_grad_(), k.detach().requires_grad_(), v.detach().requires_grad_()
-    with torch.enable_grad():
-        y = attend(*leaves, segments)
-
-    def gradient(dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        dq, dk, dv = torch.autograd.grad(y, leaves, dy)
-        return dq, dk[None], dv[None]
-
-    return y.detach(), gradient
-
-
-def _flash4_with_gradient(
-    q: Tensor, k: Tensor, v: Tensor, segments: Segments | None, rows: "Rows | None"
-) -> tuple[Tensor, Gradient]:
-    cu, longest = segments or (None, 0)
-    q_row, k_row, v_row = (tensor.detach() if segments is None else tensor.detach()[0] for tensor in (q, k, v))
-    y, lse = flash4.forward(q_row, k_row, v_row, cu, longest)
-
-    def gradient(dy: Tensor, delta: Tensor | None = None) -> tuple[Tensor | list[Tensor], Tensor, Tensor]:
-        dq: Tensor | list[Tensor]
-        given = q_row, k_row, v_row, y, lse
-        if rows is None or delta is None or cu is None:
-            dq, dk, dv = flash4.gradients_in_parts(dy.view(y.shape), *given, cu, longest)
-            dq = dq.view(q.shape)
-        else:
-            dq, dk, dv = flash4.gradients_in_sums(dy.view(y.shape), delta, *given, cu, longest, rows)
-        return dq, dk.view(-1, *k.shape), dv.view(-1, *v.shape)
-
-    return y.view(q.shape), gradient
 
 
 def _dense(name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ HARMLESS = frozenset({"cache", "classmethod", "contextmanager", "no_grad", "prop
 """Decorators that pass arguments on as they are; others read their names."""
 READ = frozenset({"acc"})
 """Names of arguments that a library looks for in functions that are passed to it: the accumulator of quack-kernels."""
+NAMED = "setup_context"
+"""What is passed under this name is called with names (`torch.library.register_autograd`)."""
 ANY = "**"
 
 
@@ -36,6 +38,7 @@ def mark_positional(tree: ast.Module) -> None:
     called = {id(call.func) for call in calls}
     passed = {_name(node) for node in nodes if isinstance(node, ast.Name | ast.Attribute) and id(node) not in called}
     known = {_name(call.func) for call in calls} - passed - words
+    kept = {_name(keyword.value) for call in calls for keyword in call.keywords if keyword.arg == NAMED}
     makers = {id(part): node.name for node in nodes if isinstance(node, ast.ClassDef) and node.name in known
               for part in node.body if getattr(part, "name", "") == "__init__"}  # fmt: skip
     for node in nodes:
@@ -44,6 +47,8 @@ def mark_positional(tree: ast.Module) -> None:
         elif isinstance(node, ast.FunctionDef) and {_decorator(mark) for mark in node.decorator_list} <= HARMLESS:
             if id(node) in makers:
                 _mark(node.args, named[makers[id(node)]] | named["__init__"] | named["__class__"])
+                continue
+            if node.name in kept:
                 continue
             outside = node.name not in known or node.name.startswith("__") or node.name == "forward"
             _mark(node.args, everything if outside else named[node.name])

@@ -104,6 +104,7 @@ OPTIONAL: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "pgolf.quant.fit": lambda params: params["quantize"]["fit"]["target_bytes"] is not None,
     "pgolf.train.choose": lambda params: params["train"]["choose_batches"] > 0,
     "pgolf.train.fast": lambda params: params["train"]["kernels"] == "triton",
+    "pgolf.train.replay": lambda params: params["train"]["graphs"],
     "pgolf.train.finishing": lambda params: any(
         params["train"]["finish"][key] for key in ("replay_batches", "distill_steps")
     ),
@@ -235,6 +236,7 @@ def _minified(sources: tuple[tuple[str, str], ...], entry: str, exclude: frozens
         text,
         remove_annotations=False,  # `strip` has decided about them
         hoist_literals=False,
+        remove_asserts=True,  # they say what is known, for readers and the type checker
         rename_locals=True,
         rename_globals=True,
         preserve_globals=["main", *errors, *(["range"] if kernels else [])],

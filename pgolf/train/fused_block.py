@@ -2,7 +2,7 @@
 
     h = r0 x + r1 x0, n = s norm(h)              one pass                 `pgolf.kernels.residual_norm`
     [q k v] = n Wqkv^T, q, k normed, rotated     product                  `pgolf.kernels.heads_product`
-    y = attention(q, k, v)                                                `pgolf.model.attention`
+    y = attention(q, k, v)                                                `pgolf.model.attention_gradient`
     z = gate (y without its part along v)        one pass                 `pgolf.kernels.gated_output`
     h <- h + z (diag(a) Wo)^T                    product into the stream  `pgolf.train.folded`
     n2 = s norm(h)                               one pass
@@ -29,7 +29,7 @@ from pgolf.kernels.lane_sum import lanes_backward, lanes_forward
 from pgolf.kernels.residual_norm import MixGradients, Normed, mix_backward, norm_forward
 from pgolf.kernels.row_factors import past_factor
 from pgolf.kernels.stream_products import past_mix, past_mix_of_lane
-from pgolf.model.attention import Gradient, attend_with_gradient
+from pgolf.model.attention_gradient import Gradient, attend_with_gradient
 from pgolf.train.folded import unfold, weight_gradient
 from pgolf.train.fused_call import Call, Parameters
 from pgolf.train.fused_mlp import Fed, FeedGradients, Stream, feed_backward, feed_forward, feed_out, into

@@ -11,7 +11,8 @@ from pgolf.kernels.attention_rows import Rows, rows_of
 from pgolf.kernels.gated_output import WINDOW
 from pgolf.kernels.heads import Shape
 from pgolf.kernels.heads_accumulated import fits as fits_sums
-from pgolf.model.attention import Segments, gives_sums
+from pgolf.model.attention import Segments
+from pgolf.model.attention_gradient import gives_sums
 from pgolf.model.blocks import Attention, Block
 from pgolf.model.context import Context
 from pgolf.model.gpt import GPT

@@ -27,22 +27,18 @@ def selective_mean(losses: Tensor, fraction: float) -> Tensor:
 class LocalClip:
     """Sums the clipped gradients of parts; `add` after every backward pass, `finish` after the last."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], limit: float | None, borrowed: bool = False) -> None:
-        """`limit` is that of one part, whose loss may be scaled already; None only adds up. Gradients are `borrowed`
-        where the next part will overwrite them.
-        """
-        self.parameters, self.limit, self.borrowed = parameters, limit, borrowed
+    def __init__(self, parameters: Sequence[nn.Parameter], limit: float) -> None:
+        """`limit` is that of one part, whose loss may be scaled already."""
+        self.parameters, self.limit = parameters, limit
         self.sums: dict[nn.Parameter, Tensor] = {}
 
     def add(self) -> None:
         """Clip the gradient that has just been computed, put it by and clear it."""
-        if self.limit is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.limit)
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.limit)
         for parameter in self.parameters:
-            if (new := parameter.grad) is not None:
+            if parameter.grad is not None:
                 held = self.sums.get(parameter)
-                first = new.clone() if self.borrowed and held is None else new
-                self.sums[parameter] = first if held is None else held.add_(new)
+                self.sums[parameter] = parameter.grad if held is None else held.add_(parameter.grad)
                 parameter.grad = None
 
     def finish(self) -> None:

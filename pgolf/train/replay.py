@@ -7,6 +7,7 @@ gradients.
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from itertools import compress
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ class Captured(NamedTuple):
 
 
 class Replay:
-    """`run` computes the gradients of `parameters`, which have none before, and returns a number [] in float32."""
+    """`run(kind, *inputs)` adds to the gradients of `parameters` and returns a number [] in float32."""
 
     def __init__(self, run: Callable[..., Tensor], parameters: Sequence[nn.Parameter]) -> None:
         self.run, self.parameters = run, parameters
@@ -34,41 +35,49 @@ class Replay:
         self.stream = torch.cuda.Stream(self.result.device)  # type: ignore[no-untyped-call]
 
     def __call__(self, kind: Hashable, *inputs: Tensor | None) -> Tensor:
-        """`run(*inputs)`, moved to the device; gradients hold until the next call. `kind` is what else than the shapes
-        of its inputs tells two runs apart.
-        """
+        """`run`, with inputs on the device. `kind` is what else than the shapes of its inputs tells two runs apart."""
         key = kind, *(None if tensor is None else tuple(tensor.shape) for tensor in inputs)
         captured = self.kinds.get(key)
         if captured is None:
             moved = tuple(None if each is None else each.to(self.result.device, non_blocking=True) for each in inputs)
             if key not in self.kinds:
                 self.kinds[key] = None
-                return self._eager(moved)
-            captured = self.kinds[key] = self._capture(moved)
+                return self._eager(kind, moved)
+            captured = self.kinds[key] = self._capture(kind, moved)
         for held, new in zip(captured.inputs, inputs, strict=True):
             if held is not None and new is not None:
                 held.copy_(new, non_blocking=True)
         captured.graph.replay()
-        for parameter, gradient, given in zip(self.parameters, self.gradients, captured.gives, strict=True):
-            parameter.grad = gradient if given else None
+        found = list(compress(zip(self.parameters, self.gradients, strict=True), captured.gives))
+        pairs = [(parameter.grad, gradient) for parameter, gradient in found if parameter.grad is not None]
+        if pairs:
+            torch._foreach_add_(*map(list, zip(*pairs, strict=True)))
+        for parameter, gradient in found:
+            if parameter.grad is None:
+                parameter.grad = gradient.clone()  # the next replay writes over it
         return self.result.clone()
 
-    def _eager(self, inputs: Inputs) -> Tensor:
+    def _eager(self, kind: Hashable, inputs: Inputs) -> Tensor:
         current = torch.cuda.current_stream(self.result.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
-            result = self.run(*inputs)
+            result = self.run(kind, *inputs)
         current.wait_stream(self.stream)
         return result
 
-    def _capture(self, inputs: Inputs) -> Captured:
+    def _capture(self, kind: Hashable, inputs: Inputs) -> Captured:
         graph, earlier = torch.cuda.CUDAGraph(), [each.graph for each in self.kinds.values() if each is not None]
         pool = earlier[0].pool() if earlier else None
+        before = [parameter.grad for parameter in self.parameters]
+        self._give([None] * len(before))
         with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
-            self.result.copy_(self.run(*inputs))
+            self.result.copy_(self.run(kind, *inputs))
             found = [parameter.grad for parameter in self.parameters]
             pairs = [(held, new) for held, new in zip(self.gradients, found, strict=True) if new is not None]
             torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))  # type: ignore[arg-type]
-        for parameter in self.parameters:
-            parameter.grad = None
+        self._give(before)
         return Captured(graph, inputs, [each is not None for each in found])
+
+    def _give(self, gradients: Sequence[Tensor | None]) -> None:
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient

@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,11 +54,12 @@ class Trainer:
             install(model, config.matmul == "fp8")
         if cuda and config.compile:
             compile_model(model, mode=config.compile_mode)
-        self.graphs = None
-        if cuda and config.graphs:
+        self.graphs = cuda and config.graphs
+        self.run: Callable[..., Tensor] = self._micro_batch
+        if self.graphs:
             from pgolf.train.replay import Replay
 
-            self.graphs = Replay(self._micro_batch, list(model.parameters()))
+            self.run = Replay(self._micro_batch, list(model.parameters()))
 
     def backward(self, batches: Iterator[Batch], now: Settings) -> Tensor:
         """Average the gradients of one step's micro-batches; returns the mean loss of all tokens, nats per token.
@@ -68,20 +69,13 @@ class Trainer:
         """
         self.model.runs = min(now.runs, self.model.config.loop_runs)
         total, share = torch.zeros((), device=self.device), torch.tensor(1 / now.micro_batches)
-        graphs = None if now.quantized else self.graphs
+        run = self._micro_batch if now.quantized else self.run
         parts = None
-        if self.config.clip == "local" or graphs is not None:
-            limit = self.config.grad_clip / now.micro_batches if self.config.clip == "local" else None
-            parts = LocalClip(list(self.model.parameters()), limit, borrowed=graphs is not None)
+        if self.config.clip == "local":
+            parts = LocalClip(list(self.model.parameters()), self.config.grad_clip / now.micro_batches)
         with self._rounded(now.quantized):
             for _ in range(now.micro_batches // ranks.world()):
-                batch = (*cut_rows(next(batches), now.seq_len), share)
-                if graphs is not None:
-                    total += graphs(self.model.runs, *batch)
-                else:
-                    total += self._micro_batch(
-                        *(None if each is None else each.to(self.device, non_blocking=True) for each in batch)
-                    )
+                total += run(self.model.runs, *cut_rows(next(batches), now.seq_len), share)
                 if parts is not None:
                     parts.add()
         if parts is not None:
@@ -90,20 +84,17 @@ class Trainer:
             self.exchange.launch(total)
         return total
 
-    def _micro_batch(
-        self, ids: Tensor | None, targets: Tensor | None, cu_seqlens: Tensor | None, share: Tensor | None
-    ) -> Tensor:
-        """Gradients of one micro-batch's part of the loss, which is returned."""
-        assert ids is not None
-        assert targets is not None
-        assert share is not None
+    def _micro_batch(self, runs: int, *batch: Any) -> Tensor:
+        """Gradients of one micro-batch's part of the loss, which is returned; `runs` are the model's already."""
+        moved: list[Any] = [each if each is None else each.to(self.device, non_blocking=True) for each in batch]
+        ids, targets, cu_seqlens, share = moved
         segments = None
         if cu_seqlens is not None:
             torch._dynamo.maybe_mark_dynamic(cu_seqlens, 0)  # one graph for any number of documents
             segments = Segments(cu_seqlens, self.config.seq_len)
         losses = self.model.losses(ids, targets, segments)
         selective_mean(losses, self.config.token_fraction).backward(share)  # type: ignore[no-untyped-call]
-        return losses.detach().mean() * share
+        return losses.detach().mean() * share  # type: ignore[no-any-return]
 
     def update(self, now: Settings) -> None:
         """Clip, step both optimizers at the scheduled rates, clear the gradients, average."""
@@ -171,7 +162,7 @@ class Trainer:
         for runs in range(1, self.model.config.loop_runs + 1) if self.config.loop_further_at else (1, ALL_RUNS):
             now = settings(self.config, 0, 0.0)._replace(micro_batches=ranks.world(), runs=runs, quantized=False)
             for length, variant in itertools.product(sorted(lengths), _lengths(batch)):
-                for _ in range(1 if self.graphs is None else 2):  # the second time it is captured
+                for _ in range(1 + self.graphs):  # the second time it is captured
                     self.backward(itertools.repeat(variant), now._replace(seq_len=length))
                     if self.exchange is not None:
                         self.exchange.wait()

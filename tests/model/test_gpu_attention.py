@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pgolf.model import attention, flash4, sdpa
-from pgolf.model.attention import Segments, attend, attend_with_gradient, backend, present, using
+from pgolf.model.attention import Segments, attend, backend, present, using
+from pgolf.model.attention_gradient import attend_with_gradient, gives_sums
 from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import GPT
 
@@ -182,7 +183,7 @@ def test_gradients_in_sums_equal_float64_and_those_of_the_package(device, heads,
     pytest.importorskip("triton")
     from pgolf.kernels.attention_rows import rows_of
 
-    if "fa4" not in present(device, torch.bfloat16, 64) or not attention.gives_sums(device, torch.bfloat16, 64):
+    if "fa4" not in present(device, torch.bfloat16, 64) or not gives_sums(device, torch.bfloat16, 64):
         pytest.skip("the layout of its sums is not known here")
     lengths = {"short": [random.randint(1, 16) for _ in range(500)], "training": [1, 2048, 127, 128, 129, 900, 7, 2000]}
     bounds = list(itertools.accumulate(lengths[kind], initial=0)) if kind in lengths else BOUNDS

@@ -9,8 +9,9 @@ import plain_package
 import pytest
 import torch
 
-from pgolf.model import attention, flash4, sdpa
-from pgolf.model.attention import Segments, attend, attend_with_gradient, backend, present, using
+from pgolf.model import attention, attention_gradient, flash4, flash4_gradient, sdpa
+from pgolf.model.attention import Segments, attend, backend, present, using
+from pgolf.model.attention_gradient import attend_with_gradient
 
 BOUNDS = [0, 3, 4, 9, 11, 11, 11]
 CUDA = torch.device("cuda")
@@ -178,21 +179,21 @@ def test_gradients_in_sums_without_the_passes_of_the_package(monkeypatch, kv_hea
 @pytest.mark.parametrize(
     ("installed", "capability", "head_dim", "expected"),
     [
-        (flash4.KNOWN, 9, 64, True),
+        (flash4_gradient.KNOWN, 9, 64, True),
         ("4.0.0b37", 9, 64, False),
-        (flash4.KNOWN, 10, 64, False),
-        (flash4.KNOWN, 9, 128, False),
+        (flash4_gradient.KNOWN, 10, 64, False),
+        (flash4_gradient.KNOWN, 9, 128, False),
     ],
 )
 def test_sums_are_read_only_where_they_are_known(machine, monkeypatch, installed, capability, head_dim, expected):
     machine(capability, "fa4", "varlen")
-    monkeypatch.setattr(flash4, "version", {"flash-attn-4": installed}.__getitem__)
-    flash4._is_known.cache_clear()
+    monkeypatch.setattr(flash4_gradient, "version", {"flash-attn-4": installed}.__getitem__)
+    flash4_gradient._is_known.cache_clear()
     try:
-        assert attention.gives_sums(CUDA, torch.bfloat16, head_dim) == expected
+        assert attention_gradient.gives_sums(CUDA, torch.bfloat16, head_dim) == expected
     finally:
-        flash4._is_known.cache_clear()
-    assert not attention.gives_sums(CUDA, torch.float32, 64)
+        flash4_gradient._is_known.cache_clear()
+    assert not attention_gradient.gives_sums(CUDA, torch.float32, 64)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])

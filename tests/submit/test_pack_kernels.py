@@ -3,6 +3,9 @@
 import ast
 import builtins
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from pgolf.sections import load_sections
 from pgolf.submit.pack_code import ENTRY, optional_modules, program_sources, program_text
@@ -50,6 +53,29 @@ def test_the_accumulator_of_an_epilogue_keeps_its_name() -> None:
     """The library that is given the function looks for it."""
     main = "def _square(acc):\n    return acc * acc\ndef main(params):\n    params['give'](_square)\n"
     assert "(acc)" in program_text({"prog/__init__.py": "", "prog/main.py": main}, "prog.main")
+
+
+def test_an_operator_of_a_packed_program_has_its_gradient() -> None:
+    """Torch calls `setup_context` with the names of its arguments."""
+    main = """
+import torch
+@torch.library.custom_op("packed_test::cube", mutates_args=())
+def _cube(x: torch.Tensor) -> torch.Tensor:
+    return x ** 3
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+def _gradient(ctx, upstream):
+    return 3 * ctx.saved_tensors[0] ** 2 * upstream
+_cube.register_autograd(_gradient, setup_context=_save)
+def main(params):
+    _cube(params["x"]).sum().backward()
+"""
+    program: dict[str, Any] = {}
+    exec(program_text({"prog/__init__.py": "", "prog/main.py": main}, "prog.main"), program)
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    program["main"]({"x": x})
+    assert x.grad is not None
+    assert x.grad.tolist() == [3.0, 12.0]
 
 
 def test_kernels_use_no_builtin() -> None:
