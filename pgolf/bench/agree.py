@@ -43,7 +43,7 @@ def training_losses(
 
 def plain_twin(config: TrainConfig) -> TrainConfig:
     """The same run in eager torch."""
-    return replace(config, compile=False, kernels="plain", matmul="bfloat16")
+    return replace(config, compile=False, graphs=False, kernels="plain", matmul="bfloat16")
 
 
 def ways(config: TrainConfig, steps: int) -> dict[str, TrainConfig]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 PARTS = {
-    "attention": ("flash", "fmha", "attention"),
+    "attention": ("flash", "fmha", "attention", "_prepare"),
     "loss": ("log_softmax", "_loss_rows", "nll_loss"),
     "activation": ("leaky",),
     "matrix products": (
@@ -15,7 +15,9 @@ PARTS = {
         "memcpy", "memset", "copy_kernel", "::copy_", "::_to_copy", "fillfunctor", "catarray", "::cat", "::fill_",
         "::zero_",
     ),
-    "norms, residuals, gates": ("norm", "_heads_", "_gated_", "_lanes_", "addcmul", "triton_", "mul", "add"),
+    "norms, residuals, gates": (
+        "norm", "_heads_", "_queries_", "_along", "_gated_", "_lanes_", "addcmul", "triton_", "mul", "add",
+    ),
 }  # fmt: skip
 """Part -> what occurs in the names of its kernels, in small letters; the first part that fits takes a kernel."""
 

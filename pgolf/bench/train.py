@@ -96,16 +96,17 @@ def _step(trainer: Trainer, batches: Iterator[Batch], now: Settings) -> None:
 def _time_steps(trainer: Trainer, batches: Iterator[Batch], now: Settings, steps: int) -> tuple[float, int]:
     """Seconds of a step and the peak of memory, after a few steps that do not count."""
     cuda = trainer.device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()  # before the first steps: a graph's memory is taken when it is captured
     for _ in range(WARM_UP):
         _step(trainer, batches, now)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
     synchronize(trainer.device)
     started = time.perf_counter()
     for _ in range(steps):
         _step(trainer, batches, now)
     synchronize(trainer.device)
-    return (time.perf_counter() - started) / steps, torch.cuda.max_memory_allocated() if cuda else 0
+    peak = torch.cuda.max_memory_reserved if trainer.graphs else torch.cuda.max_memory_allocated  # graphs keep theirs
+    return (time.perf_counter() - started) / steps, peak() if cuda else 0
 
 
 def _kernels(trainer: Trainer, batches: Iterator[Batch], now: Settings) -> list[Kernel]:

@@ -9,7 +9,7 @@ registers.
 """
 
 import functools
-import importlib.util
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,7 +38,14 @@ def present() -> bool:
     """Whether this machine has such products."""
     if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
         return False
-    return importlib.util.find_spec("quack") is not None
+    try:
+        import quack.epilogue  # noqa: F401
+    except ModuleNotFoundError:
+        return False
+    except Exception as error:  # installed for another CUDA or another compiler: every library of it raises its own
+        warnings.warn(f"quack-kernels is installed and does not load ({error}): products go without", stacklevel=2)
+        return False
+    return True
 
 
 class Product:

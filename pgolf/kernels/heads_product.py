@@ -8,14 +8,12 @@ library's product and that pass. The kernel is compiled when first called, about
 """
 
 import functools
-import importlib.util
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pgolf.kernels.epilogue import FAST, Tile
+from pgolf.kernels.epilogue import FAST, Tile, present
 from pgolf.kernels.heads import Shape, heads_forward
 
 TILE = Tile(rows=128, columns=128, pingpong=True)
@@ -23,16 +21,9 @@ TILE = Tile(rows=128, columns=128, pingpong=True)
 
 @functools.cache
 def _epilogue(heads: int, kv_heads: int, head_dim: int) -> Any:
-    """The kernel's epilogue, or None without the package."""
-    if importlib.util.find_spec("quack") is None:
-        return None
-    try:
-        from pgolf.kernels.heads_epilogue import epilogue
+    from pgolf.kernels.heads_epilogue import epilogue
 
-        return epilogue(heads, kv_heads, head_dim)
-    except Exception as error:  # installed for another CUDA or another compiler: every library of it raises its own
-        warnings.warn(f"quack-kernels is installed and does not load ({error}): heads go without", stacklevel=2)
-        return None
+    return epilogue(heads, kv_heads, head_dim)
 
 
 def fits(n: Tensor, shape: Shape, half: int) -> bool:
@@ -49,7 +40,7 @@ def fits(n: Tensor, shape: Shape, half: int) -> bool:
         and shape.head_dim % 32 == 0
         and columns % TILE.columns == 0
         and half in (8, 16)
-        and _epilogue(shape.heads, shape.kv_heads, shape.head_dim) is not None
+        and present()
     )
 
 
@@ -65,21 +56,20 @@ def heads_product(
         return fused(x, factor, weight, gain, cos, sin, shape, dtype)
     y = x.to(dtype) @ weight.to(dtype).T
     if factor is not None:
-        y *= factor[:, None].to(y.dtype)
+        y.copy_(y * factor[:, None])
     return y, heads_forward(y, gain, cos, sin, shape)
 
 
 def fused(
     x: Tensor, factor: Tensor, weight: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, shape: Shape,
-    dtype: torch.dtype, tile: Tile | None = None,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`heads_product` as one kernel, where it `fits`."""
-    tile = tile or TILE
     y = x.new_empty(len(x), len(weight), dtype=dtype)
     inverse = x.new_empty(len(x), len(weight) // shape.head_dim, dtype=torch.float32)
     operands = {"rows": factor[None], "factor": gain.detach(), "cosine": cos, "crossed": sin, "inverse": inverse}
     _epilogue(shape.heads, shape.kv_heads, shape.head_dim).gemm(
-        x, weight, y, epi_args=operands, tile_M=tile.rows, tile_N=tile.columns, cluster_M=tile.cluster[0],
-        cluster_N=tile.cluster[1], pingpong=tile.pingpong, post_init_attrs=FAST if x.dtype.itemsize == 1 else (),
+        x, weight, y, epi_args=operands, tile_M=TILE.rows, tile_N=TILE.columns, cluster_M=TILE.cluster[0],
+        cluster_N=TILE.cluster[1], pingpong=TILE.pingpong, post_init_attrs=FAST if x.dtype.itemsize == 1 else (),
     )  # fmt: skip
     return y, inverse

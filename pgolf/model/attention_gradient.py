@@ -50,6 +50,9 @@ def _flash4_with_gradient(
     def gradient(dy: Tensor, delta: Tensor | None = None) -> tuple[Tensor | list[Tensor], Tensor, Tensor]:
         dq: Tensor | list[Tensor]
         given = q_row, k_row, v_row, y, lse
+        if torch.cuda.is_available() and torch.cuda.get_device_capability(q.device)[0] != 9:  # not tried elsewhere
+            whole = flash4.backward(dy.reshape(y.shape), *given, cu, longest)
+            return whole[0].view(q.shape), whole[1].view(-1, *k.shape), whole[2].view(-1, *v.shape)
         if rows is None or delta is None or cu is None:
             dq, dk, dv = flash4_gradient.gradients_in_parts(dy.view(y.shape), *given, cu, longest)
             dq = dq.view(q.shape)

@@ -1,4 +1,5 @@
-"""A block as two passes written out, forward and backward: library products with one kernel between two of them.
+"""A block as two passes written out, forward and backward: products with one kernel between two of them, and on Hopper
+with most of what these do inside (`pgolf.kernels.stream_products`).
 
     h = r0 x + r1 x0, n = s norm(h)              one pass                 `pgolf.kernels.residual_norm`
     [q k v] = n Wqkv^T, q, k normed, rotated     product                  `pgolf.kernels.heads_product`
@@ -11,7 +12,8 @@
 
 In lanes both halves read their own stream and `pgolf.kernels.lane_sum` ends the layer. The gradient of x0 goes from
 layer to layer and grows in the passes that are there anyway: every block returns x0 too. Between the layers' products
-nothing is kept that a pass can make again: x, n, [q k v] as attention reads it, y, z, n2, f, a bit per hidden unit.
+nothing is kept that a pass can make again: x, n, [q k v] as attention reads it, y, z, n2, f, a bit per hidden unit;
+on Hopper h in the place of n and n2, and no bits.
 
 Twin: `Block.forward` and `pgolf.model.lanes.step`; equal but for roundings, of which there are fewer.
 """
@@ -24,7 +26,7 @@ from torch import Tensor
 from pgolf.kernels.gated_output import Gate, gated_backward, gated_forward
 from pgolf.kernels.heads import heads_backward
 from pgolf.kernels.heads_accumulated import heads_backward_of_sums
-from pgolf.kernels.heads_product import heads_product
+from pgolf.kernels.heads_product import fits, heads_product
 from pgolf.kernels.lane_sum import lanes_backward, lanes_forward
 from pgolf.kernels.residual_norm import MixGradients, Normed, mix_backward, norm_forward
 from pgolf.kernels.row_factors import past_factor
@@ -58,7 +60,10 @@ def attention_forward(call: Call, normed: Normed, p: Parameters) -> Attended:
     """The half's output is z Wo'^T."""
     shape, stream, factor, weight, eight = call.shape, normed.y, normed.factor, call.weights.qkv, call.weights.eight
     x, dtype = stream, stream.dtype
-    if eight is not None and factor is not None and normed.h8 is not None:
+    if (
+        eight is not None and factor is not None and normed.h8 is not None
+        and fits(normed.h8, shape, call.tables[0].size(1))
+    ):  # fmt: skip
         x, weight, factor = normed.h8, eight.qkv.values, factor * eight.qkv.scale
     projected, inverse = heads_product(x, weight, p.gain, *call.tables, shape, factor, dtype)
     q, k, v = shape.split(projected.view(-1, shape.period, projected.size(1)))

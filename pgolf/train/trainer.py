@@ -69,13 +69,12 @@ class Trainer:
         """
         self.model.runs = min(now.runs, self.model.config.loop_runs)
         total, share = torch.zeros((), device=self.device), torch.tensor(1 / now.micro_batches)
-        run = self._micro_batch if now.quantized else self.run
         parts = None
         if self.config.clip == "local":
             parts = LocalClip(list(self.model.parameters()), self.config.grad_clip / now.micro_batches)
         with self._rounded(now.quantized):
             for _ in range(now.micro_batches // ranks.world()):
-                total += run(self.model.runs, *cut_rows(next(batches), now.seq_len), share)
+                total += self.run(self.model.runs, *cut_rows(next(batches), now.seq_len), share)
                 if parts is not None:
                     parts.add()
         if parts is not None:
@@ -123,6 +122,7 @@ class Trainer:
     def finish(self, batches: Iterator[Batch]) -> None:
         """Leave training mode with the average in the model: the configured one, or the best on further data."""
         self.model.end_training()
+        del self.run  # graphs hold as much memory as the training
         final = self.final_average()
         if self.config.choose_batches:
             from pgolf.train.choose import choose
@@ -156,7 +156,7 @@ class Trainer:
         torch._foreach_copy_(self.average.live, weights)
 
     def warm_up(self, batches: Iterator[Batch]) -> None:
-        """Run every graph once, off the clock, and throw the gradients away: weights and optimizers stay untouched."""
+        """Run every kind of pass, off the clock, and throw the gradients away: weights, optimizers stay untouched."""
         batch = next(batches)
         lengths = {settings(self.config, 0, f).seq_len for f in _through(self.config.curriculum.seq_ramp)}
         for runs in range(1, self.model.config.loop_runs + 1) if self.config.loop_further_at else (1, ALL_RUNS):

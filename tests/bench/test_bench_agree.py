@@ -13,7 +13,7 @@ from pgolf.train.config import TrainConfig
 
 MODEL = ModelConfig(layers=2, dim=16, heads=2, kv_heads=1, loop_runs=1, rope_dims=8, xsa_layers=0, parallel="none")
 TRAIN = TrainConfig(
-    steps=10, seconds=None, seq_len=16, micro_tokens=32, batch_tokens=32, kernels="triton", matmul="fp8"
+    steps=10, seconds=None, seq_len=16, micro_tokens=32, batch_tokens=32, kernels="triton", matmul="fp8", graphs=True
 )
 
 
@@ -24,6 +24,7 @@ def test_a_run_agrees_with_its_twin_and_not_with_another_seed(tmp_path):
     configured, plain = runs["configured"], runs["plain"]
     assert (configured.kernels, configured.matmul, configured.compile) == ("triton", "fp8", True)
     assert (plain.kernels, plain.matmul, plain.compile) == ("plain", "bfloat16", False)
+    assert (configured.graphs, plain.graphs) == (True, False)
     with pytest.warns(UserWarning, match="need a GPU"):
         losses = {
             name: training_losses(MODEL, config, 64, [path], torch.device("cpu"), torch.float32)

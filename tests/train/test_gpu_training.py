@@ -78,7 +78,11 @@ def test_compiled_training_learns_and_agrees_with_eager(device, batches):
     assert (compiled[-5:].mean() - eager[-5:].mean()).abs() < 0.15
 
 
-@pytest.mark.parametrize("changes", [{}, {"clip": "global"}, {"kernels": "triton"}], ids=["local", "global", "kernels"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"clip": "local"}, {"clip": "global"}, {"clip": "local", "kernels": "triton"}],
+    ids=["local", "global", "kernels"],
+)
 def test_replayed_training_is_that_which_was_captured(device, changes):
     """Same kernels in the same order; atomic additions in backward may differ in the last bits."""
     replayed, weights = run(device, torch.bfloat16, batches="packed", graphs=True, **changes)
