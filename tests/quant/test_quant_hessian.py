@@ -3,31 +3,22 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from looped_model import CONFIG, looped_model
 from matrix_products import seen
 
 from pgolf.data.batches import Batch
 from pgolf.errors import InputError
-from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import GPT, matrix_inputs
 from pgolf.quant.calibrate import calibrate
 from pgolf.quant.calibrate_config import CalibrateConfig
 from pgolf.quant.hessian import collect_hessians
 
-CONFIG = ModelConfig(
-    layers=4, dim=16, heads=2, kv_heads=1, mlp_mult=2.0, rope_dims=4, xsa_layers=2, parallel_from=2,
-    loop_start=1, loop_end=2, loop_runs=2,
-)  # fmt: skip
 VOCAB = 40
 
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    model = GPT(CONFIG, VOCAB)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    model.prepare(12)
-    return model
+    return looped_model(VOCAB, 12)
 
 
 def batches(count):

@@ -3,32 +3,23 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from looped_model import CONFIG, looped_model
 from matrix_products import seen
 
 from pgolf.data.batches import Batch
 from pgolf.errors import InputError
-from pgolf.model.config import ModelConfig
-from pgolf.model.gpt import GPT, matrix_inputs
+from pgolf.model.gpt import matrix_inputs
 from pgolf.quant.calibrate import calibrate
 from pgolf.quant.calibrate_config import CalibrateConfig
 from pgolf.quant.generate import generated_rows
 from pgolf.quant.sensitivity import collect_sensitivities
 
-CONFIG = ModelConfig(
-    layers=4, dim=16, heads=2, kv_heads=1, mlp_mult=2.0, rope_dims=4, xsa_layers=2, parallel_from=2,
-    loop_start=1, loop_end=2, loop_runs=2,
-)  # fmt: skip
 VOCAB = 24
 
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    model = GPT(CONFIG, VOCAB)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    model.prepare(8)
-    return model.requires_grad_(False)
+    return looped_model(VOCAB, 8).requires_grad_(False)
 
 
 def batch(seed=1):
