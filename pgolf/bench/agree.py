@@ -1,17 +1,21 @@
-"""Whether speed changes the mathematics: the losses of one run as configured, of its eager twin, and of another seed.
+"""Whether speed changes the mathematics: the losses of one run as configured, of its slower twins, and of other seeds.
 
     configured   compiled, with the kernels and the products that params.yaml names
-    plain        the same seed and batches in eager torch, products in the type of the activations
-    other seed   as configured, with other initial weights on the same batches
+    bfloat16     as configured, without products of 8 bits (where those are configured)
+    eager        the same seed and batches in eager torch, products in the type of the activations, sums in float32
+    seed N       as configured, with other initial weights on the same batches
 
-The first two should differ by less than the first and the last, which is the spread of two seeds.
+A twin should be no farther from the run as configured than seeds are from each other. The losses of single steps cross
+by chance, so both are taken of means over `EVERY` steps: the spread of seeds is the largest of those less the least.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from pgolf.model.config import ModelConfig
@@ -46,23 +50,39 @@ def plain_twin(config: TrainConfig) -> TrainConfig:
     return replace(config, compile=False, graphs=False, kernels="plain", matmul="bfloat16")
 
 
-def ways(config: TrainConfig, steps: int) -> dict[str, TrainConfig]:
-    """The three runs of that many steps."""
+def ways(config: TrainConfig, steps: int, seeds: int = 2) -> dict[str, TrainConfig]:
+    """The runs of that many steps, the one as configured first; `seeds` counts its own."""
     configured = replace(config, steps=steps, seconds=None)
-    return {
-        "configured": configured,
-        "plain": plain_twin(configured),
-        "other seed": replace(configured, seed=config.seed + 1),
+    found = {"configured": configured}
+    if configured.matmul != "bfloat16":
+        found["bfloat16"] = replace(configured, matmul="bfloat16")
+    found["eager"] = plain_twin(configured)
+    return found | {
+        f"seed {seed}": replace(configured, seed=seed) for seed in range(config.seed + 1, config.seed + seeds)
     }
 
 
-def differences(losses: dict[str, list[float]]) -> dict[str, list[float]]:
-    """|loss - that as configured| at every tenth step, of the other two."""
-    first = losses["configured"][::EVERY]
-    return {
-        name: [abs(a - b) for a, b in zip(first, losses[name][::EVERY], strict=True)]
-        for name in ("plain", "other seed")
-    }
+class Agreement(NamedTuple):
+    """How far runs are from the one as configured, nats per token, of the means of every ten steps."""
+
+    spread: list[float]
+    """Of the seeds."""
+    gaps: dict[str, list[float]]
+    """|mean of a twin - mean as configured|."""
+
+    def outside(self, name: str) -> int:
+        """How often a twin is farther away than seeds are from each other."""
+        return sum(gap > most for gap, most in zip(self.gaps[name], self.spread, strict=True))
+
+
+def agreement(losses: dict[str, list[float]]) -> Agreement:
+    """Of runs by name, as `ways` names them; steps behind the last whole ten are left out."""
+    steps = len(losses["configured"]) // EVERY * EVERY
+    means = {name: np.reshape(values[:steps], (-1, EVERY)).mean(1) for name, values in losses.items()}
+    first = means["configured"]
+    seeds = np.stack([first, *(mean for name, mean in means.items() if name.startswith("seed "))])
+    twins = {name: mean for name, mean in means.items() if name in ("bfloat16", "eager")}
+    return Agreement(np.ptp(seeds, 0).tolist(), {name: np.abs(mean - first).tolist() for name, mean in twins.items()})
 
 
 def save(losses: dict[str, list[float]], folder: Path) -> None:
@@ -70,6 +90,7 @@ def save(losses: dict[str, list[float]], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "agreement.json").write_text(json.dumps(losses) + "\n", "utf-8")
     from pgolf.report import plots  # last: the losses stay also where nothing can be drawn
-    from pgolf.report.training import agreement
+    from pgolf.report.training import agreement as drawn
 
-    plots.save(agreement(losses, differences(losses), EVERY), folder / "agreement.png")
+    found = agreement(losses)
+    plots.save(drawn(losses, found.gaps, found.spread, EVERY), folder / "agreement.png")

@@ -74,13 +74,19 @@ def bench_train(
     table("where the last kind of step goes", ("kernel", "calls", "ms", "share"), shown)
 
 
+SPREAD = "spread of seeds"
+
+
 def bench_agree(
-    steps: Annotated[int, typer.Option(help="Steps of training.", min=1)] = 200,
+    steps: Annotated[int, typer.Option(help="Steps of training.", min=10)] = 200,
+    seeds: Annotated[
+        int, typer.Option(help="Seeds whose spread is the yardstick, the configured one counted.", min=2)
+    ] = 2,
     out: Annotated[Path, typer.Option(help="Folder for agreement.json and agreement.png.")] = Path("scratch/agreement"),
     params: Annotated[Path, typer.Option(help="Parameter file.")] = paths.PARAMS,
 ) -> None:
-    """The losses of training as configured beside those of eager torch and of another seed, on the tokens there are."""
-    from pgolf.bench.agree import differences, save, training_losses, ways
+    """The losses of training as configured beside those of eager torch and of other seeds, on the tokens there are."""
+    from pgolf.bench.agree import EVERY, agreement, save, training_losses, ways
     from pgolf.data.tokens import open_tokens
     from pgolf.device import pick_device
     from pgolf.sections import load_sections
@@ -89,10 +95,15 @@ def bench_agree(
     tokens = open_tokens(paths.TOKENS, None)
     device, dtype = pick_device()
     losses = {}
-    for way, config in ways(sections.train, steps).items():
+    for way, config in ways(sections.train, steps, seeds).items():
         losses[way] = training_losses(sections.model, config, tokens.vocab_size, tokens.train, device, dtype)
         console.print(f"{way}: loss {losses[way][-1]:.4f} at step {steps}")
     save(losses, out)
-    rows = [(way, f"{sum(gaps) / len(gaps):.5f}", f"{max(gaps):.5f}") for way, gaps in differences(losses).items()]
-    table("differences from the run as configured, every tenth step", ("run", "mean", "largest"), rows)
+    found = agreement(losses)
+    rows = [
+        (name, f"{sum(gaps) / len(gaps):.5f}", f"{max(gaps):.5f}", "" if name == SPREAD else found.outside(name))
+        for name, gaps in (*found.gaps.items(), (SPREAD, found.spread))
+    ]
+    columns = ("run", "mean", "largest", "outside the spread")
+    table(f"nats from the run as configured, means of {EVERY} steps, {len(found.spread)} of them", columns, rows)
     console.print(f"{out}/agreement.json, {out}/agreement.png")

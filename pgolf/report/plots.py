@@ -93,9 +93,10 @@ def headline(made: Figure, text: str) -> None:
     made.suptitle(text, x=0.01, ha="left", fontweight="bold", fontsize=10)
 
 
-def legend_below(made: Figure, axes: Axes, columns: int = 4) -> None:
-    """One legend under the whole figure, with what `axes` shows, in as many columns as fit."""
-    handles, texts = axes.get_legend_handles_labels()
+def legend_below(made: Figure, *axes: Axes, columns: int = 4) -> None:
+    """One legend under the whole figure, with what `axes` show, in as many columns as fit."""
+    shown = [dict(zip(*reversed(each.get_legend_handles_labels()), strict=True)) for each in axes]
+    texts, handles = zip(*{text: handle for each in shown for text, handle in each.items()}.items(), strict=True)
     fitting = LINE // (max(map(len, texts)) + 8)
     ncols = max(1, min(columns, len(texts), fitting))
     made.legend(handles, texts, frameon=False, loc="outside lower center", ncols=ncols)

@@ -139,18 +139,27 @@ def lines_over_time(runs: Mapping[Label, OverTime], entry: str, quantity: str, h
     return figure
 
 
-def agreement(losses: Mapping[str, Sequence[float]], gaps: Mapping[str, Sequence[float]], every: int) -> Figure:
-    """Losses of runs by step above; below, how far the others are from the first at every so-many-th step."""
+def agreement(
+    losses: Mapping[str, Sequence[float]], gaps: Mapping[str, Sequence[float]], spread: Sequence[float], every: int
+) -> Figure:
+    """Losses of runs by step above; below, of means over so many steps, how far twins are from the first run, and seeds
+    from each other.
+    """
     figure, (top, bottom) = plots.figure(5.0, rows=2, sharex=True)
-    looks = zip(losses, (plots.BLUE, plots.ORANGE, plots.GREEN), ("-", "--", ":"), strict=True)
-    for name, color, line in looks:
-        top.plot(losses[name], line, color=color, linewidth=1.4, label=name)
+    steps = (np.arange(len(spread)) + 0.5) * every
+    bottom.fill_between(steps, spread, color=plots.GREY, alpha=0.35, linewidth=0, label="spread of seeds")
+    colors = iter((plots.ORANGE, plots.GREEN))
+    for name, values in losses.items():
+        seed = name not in gaps and name != next(iter(losses))
+        color = plots.GREY if seed else next(colors) if name in gaps else plots.BLUE
+        line, width = ("--" if name in gaps else "-"), (0.9 if seed else 1.3)
+        top.plot(values, line, color=color, linewidth=width, zorder=1 if seed else 2, label=name)
         if name in gaps:
-            steps = np.arange(len(gaps[name])) * every
-            bottom.semilogy(steps, gaps[name], line, marker=".", color=color, linewidth=1.4)
+            bottom.plot(steps, gaps[name], marker=".", color=color, linewidth=1.4)
     top.set_ylabel("training loss\n(nats per token)")
     bottom.set_ylabel(f"distance from\n{next(iter(losses))} (nats)")
+    bottom.set_ylim(bottom=0)
     bottom.set_xlabel("step")
     plots.title(top, "Does speed change the mathematics?")
-    plots.legend_below(figure, top)
+    plots.legend_below(figure, top, bottom)
     return figure

@@ -65,8 +65,9 @@ PICTURES = {
         runs(n, lambda i: [(name, 0.001 * k) for k, name in enumerate(LENGTHS)])
     ),
     "agreement": lambda n: training.agreement(
-        dict.fromkeys(["configured", "plain", "another seed"], 9 - np.log(SECONDS + 1)),
-        {"plain": [1e-4, 2e-5], "another seed": [0.1, 0.02]},
+        dict.fromkeys(["configured", "bfloat16", "eager", "seed 43", "seed 44"], 9 - np.log(SECONDS + 1)),
+        {"bfloat16": [1e-4, 2e-5], "eager": [2e-4, 3e-5]},
+        [0.1, 0.02],
         20,
     ),
     "sweep": lambda n: sweep_front([Point(str(k), 1.5e7 + 2e5 * k, 1.2 - 0.01 * k) for k in range(6 * n)], 16_000_000),
