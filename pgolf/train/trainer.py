@@ -159,14 +159,16 @@ class Trainer:
         """Run every kind of pass, off the clock, and throw the gradients away: weights, optimizers stay untouched."""
         batch = next(batches)
         lengths = {settings(self.config, 0, f).seq_len for f in _through(self.config.curriculum.seq_ramp)}
+        now, kinds = settings(self.config, 0, 0.0)._replace(micro_batches=ranks.world(), quantized=False), []
         for runs in range(1, self.model.config.loop_runs + 1) if self.config.loop_further_at else (1, ALL_RUNS):
-            now = settings(self.config, 0, 0.0)._replace(micro_batches=ranks.world(), runs=runs, quantized=False)
             for length, variant in itertools.product(sorted(lengths), _lengths(batch)):
-                for _ in range(1 + self.graphs):  # the second time it is captured
-                    self.backward(itertools.repeat(variant), now._replace(seq_len=length))
-                    if self.exchange is not None:
-                        self.exchange.wait()
-                    self.model.zero_grad()
+                kinds.append((variant, now._replace(runs=runs, seq_len=length)))
+        for each in (kinds, kinds[::-1])[: 1 + self.graphs]:  # then captured, what takes the most memory first
+            for variant, kind in each:
+                self.backward(itertools.repeat(variant), kind)
+                if self.exchange is not None:
+                    self.exchange.wait()
+                self.model.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
         """Weights, averages and optimizer moments by name; all processes must call it."""
