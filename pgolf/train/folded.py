@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pgolf.kernels.float8 import Eighth, round_weight
+from pgolf.kernels.folding import Matrices, fold
 from pgolf.kernels.gated_output import GATE_COLUMNS
 
 if TYPE_CHECKING:
@@ -55,29 +55,18 @@ def matrix(layer: nn.Module) -> nn.Parameter:
 @torch.no_grad()
 def folded(p: "Parameters", dtype: torch.dtype, eight: bool = False) -> Weights:
     """The matrices in `dtype`, and in float8 too."""
-    gate = [] if p.gate is None else [_widened(p.gate, p.out.size(1))]
-    read = torch.cat([p.query, p.key, p.value, *gate]).to(dtype)
-    qkv = read[: len(p.query) + 2 * len(p.key)]
-    out, down = ((scale[:, None] * w).to(dtype) for w, scale in ((p.out, p.attn_scale), (p.down, p.mlp_scale)))
-    found = Weights(qkv, read, out, p.up.to(dtype), down)
+    gate_rows = 0 if p.gate is None else -(-len(p.gate) // GATE_COLUMNS) * GATE_COLUMNS
+    matrices = Matrices(p.query, p.key, p.value, p.gate, p.up, p.out, p.down)
+    read, up, out, down = fold(matrices, gate_rows, p.attn_scale, p.mlp_scale, dtype)
+    found = Weights(read[: len(p.query) + 2 * len(p.key)], read, out, up, down)
     if not eight:
         return found
     return found._replace(eight=Eight(*(round_weight(w) for w in (found.qkv, found.up, found.down))))
 
 
-def _widened(gate: Tensor, width: int) -> Tensor:
-    return functional.pad(gate, (0, width - gate.size(1), 0, -len(gate) % GATE_COLUMNS))
-
-
-def unfold(folded: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of a matrix and of the scale of its rows from that of their product, which is overwritten."""
-    of_scale = torch.linalg.vecdot(folded, weight.to(folded.dtype))
-    return folded.mul_(scale[:, None]), of_scale
-
-
 def weight_gradient(g: Tensor, x: Tensor, total: Tensor | None = None) -> Tensor:
-    """g^T x [out, in] of g [T, out] and x [T, in]: float32 sums, not rounded to their type on CUDA; added to `total`, in
-    place, where it is given.
+    """g^T x [out, in] of g [T, out] and x [T, in]: float32 sums, not rounded to their type on CUDA; added to `total`,
+    in place, where it is given.
     """
     if g.device.type == "cuda" and g.dtype == torch.bfloat16:
         if total is None:

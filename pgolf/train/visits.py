@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pgolf.train.folded import Weights, folded, unfold, weight_gradient
+from pgolf.kernels.folding import unfold
+from pgolf.train.folded import Weights, folded, weight_gradient
 from pgolf.train.fused_call import Parameters
 
 
@@ -44,16 +45,15 @@ class Sums:
         self.found = {}
         if not found:
             return None
-        out, attn_scale = unfold(found["out"], p.out, p.attn_scale)
-        down, mlp_scale = unfold(found["down"], p.down, p.mlp_scale)
+        out, down = found["out"], found["down"]
+        attn_scale, mlp_scale = unfold((out, down), (p.out, p.down), (p.attn_scale, p.mlp_scale))
         read, gate = found["read"], None
         counts = [len(p.query), len(p.key), len(p.value)]
         query, key, value, rest = torch.split(read, [*counts, len(read) - sum(counts)])
         if p.gate is not None:
             gate = rest[: len(p.gate), : p.gate.size(1)]
-        return Parameters(
-            query, key, value, out, found["up"], down, found["gain"], gate, attn_scale, mlp_scale, found["mix"]
-        )
+        up, gain, mix = found["up"], found["gain"], found["mix"]
+        return Parameters(query, key, value, out, up, down, gain, gate, attn_scale, mlp_scale, mix)
 
 
 class Source(torch.autograd.Function):
@@ -66,7 +66,7 @@ class Source(torch.autograd.Function):
         return sums.parameters.query.new_empty(())
 
     @staticmethod
-    def backward(ctx: Any, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: D102
+    def backward(ctx: Any, _: None) -> tuple[Tensor | None, ...]:  # noqa: D102
         gradients = ctx.sums.gradients()
         return None, *(gradients or [None] * len(Parameters._fields))
 

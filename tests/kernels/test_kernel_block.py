@@ -9,7 +9,7 @@ from query_sums import as_added_up
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from pgolf.kernels import elements, epilogue, float8, leaky_mlp
+from pgolf.kernels import elements, epilogue, float8, folding, leaky_mlp
 from pgolf.model.attention import Segments
 from pgolf.model.config import ModelConfig, ValueEmbedConfig
 from pgolf.model.gpt import GPT
@@ -48,6 +48,7 @@ def write_out(model, eight=False):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     if not ON_GPU:
+        monkeypatch.setattr(folding, "FOLD_ROWS", 64)  # the interpreter takes programs one after the other
         monkeypatch.setattr(leaky_mlp, "TILE", leaky_mlp.Tile(tokens=32, units=64, depth=16, warps=4, stages=2))
 
 
