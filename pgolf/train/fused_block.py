@@ -100,7 +100,7 @@ def attention_backward(call: Call, kept: Attended, g: Tensor, p: Parameters) -> 
     delta = None if call.rows is None else g.new_empty(kept.y.shape[:2], dtype=torch.float32)
     dy, dv2 = gated_backward(dz, kept.y, values, gate, kept.logits, read[:, width:], common, delta)
     gain = _to_projection(call, kept, dy, delta, dv2, p, read, None if common is None else common[:, -keys:])
-    call.sums.add("gain", gain)
+    call.sums.add("gain", gain.sum(0))
     call.sums.product("read", read, kept.stream)
     return AttentionGradients(read, common)
 
@@ -109,7 +109,7 @@ def _to_projection(
     call: Call, kept: Attended, dy: Tensor, delta: Tensor | None, dv2: Tensor | None, p: Parameters, read: Tensor,
     common: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """From attention's output to what reads the stream: writes `read` and `common`, returns that of the gain."""
+    """From attention's output to what reads the stream: writes `read`, `common`, returns parts of that of the gain."""
     dy = dy.view(-1, call.shape.period, *dy.shape[1:])
     dq, dk, dv = kept.gradient(dy) if delta is None else kept.gradient(dy, delta)
     dk, dv = dk.flatten(1, 2).contiguous(), dv.flatten(1, 2).contiguous()
@@ -136,7 +136,7 @@ def head_backward(
         found = past_mix(a.read, call.weights.read.T, dx, past, **mixed)
     else:
         found = past_mix_of_lane(a.read, call.weights.read.T, dx, past, carry=carry, **mixed)
-    return MixGradients(dx, dx0, torch.stack([found["dfirst"].sum(0), found["dsecond"].sum(0)]))
+    return MixGradients(dx, dx0, found["columns"].sum(1))
 
 
 class SequentialBlock(torch.autograd.Function):
