@@ -66,20 +66,21 @@ class Product:
         self, a: Tensor, b: Tensor, out: Tensor, c: Tensor | None = None, **operands: Tensor | float
     ) -> dict[str, Tensor]:
         """Writes `out` [N, n], which may be `c`, and the tensors of `also`; returns sums in parts, float32: [N, parts]
-        over columns, [parts, n] over rows.
+        over columns, [parts, n] over rows, the latter as `columns` [sums, parts, n] too.
         """
         if a.device.type == "cpu":
             return self._by_tensors(a, b, out, c, operands)
         parts = -(-out.size(1) // self.tile.columns), -(-len(out) // self.tile.rows)
         found = {name: out.new_empty(len(out), parts[0], dtype=torch.float32) for name in self.sums}
-        found |= {name: out.new_empty(parts[1], out.size(1), dtype=torch.float32) for name in self.column_sums}
+        columns = out.new_empty(len(self.column_sums), parts[1], out.size(1), dtype=torch.float32)
+        into = found | dict(zip(self.column_sums, columns, strict=True))
         self._kernel.gemm(
-            _plain(a), b, out, None if c is None else _plain(c), epi_args=self._given(operands) | found,
+            _plain(a), b, out, None if c is None else _plain(c), epi_args=self._given(operands) | into,
             tile_M=self.tile.rows, tile_N=self.tile.columns, cluster_M=self.tile.cluster[0],
             cluster_N=self.tile.cluster[1], pingpong=self.tile.pingpong,
             post_init_attrs=FAST if a.dtype.itemsize == 1 else (),
         )  # fmt: skip
-        return found
+        return into | {"columns": columns}
 
     def _given(self, operands: dict[str, Any]) -> dict[str, Any]:
         """As the kernel takes them: vectors [1, N] and [1, n], and no tensor of a graph."""
@@ -109,7 +110,8 @@ class Product:
         for name, target in {"D": out, **{name: operands[name] for name in self.also}}.items():
             target.copy_(result[name])
         found = {name: (result[name][0] * result[name][1]).sum(1, keepdim=True) for name in self.sums}
-        return found | {name: (result[name][0] * result[name][1]).sum(0, keepdim=True) for name in self.column_sums}
+        down = {name: (result[name][0] * result[name][1]).sum(0, keepdim=True) for name in self.column_sums}
+        return found | down | {"columns": torch.stack([*down.values()]) if down else out.new_empty(0)}
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -167,8 +167,8 @@ def heads_backward(
 ) -> Tensor:  # fmt: skip
     """Writes dx [T, >= (H + 2 Hkv) D], in its first columns, from dq [T, H, D], dk and dv [parts, T, Hkv, D],
     contiguous, and a further dv2 [T, Hkv, D], at y, the projection after `heads_forward`; with `factor` [T] its rows
-    are multiplied. `common` [T, >= Hkv], float32, gets v . dv of every head, without the factor. Returns dgain [H],
-    float32. Without dq (None) the columns of queries stay as they are, and dgain is 0.
+    are multiplied. `common` [T, >= Hkv], float32, gets v . dv of every head, without the factor. Returns parts of
+    dgain [parts, H], float32. Without dq (None) the columns of queries stay as they are, and dgain has no parts.
     """
     dq, dk, dv = gradients
     first = 0 if dq is not None else shape.heads // shape.kv_heads
@@ -179,4 +179,4 @@ def heads_backward(
         dx.stride(0), 0 if common is None else common.stride(0), shape.heads, shape.kv_heads, shape.head_dim,
         cos.size(1), shape.tokens_at_once, len(dk), dv2 is not None, factor is not None, common is not None, first,
     )  # fmt: skip
-    return dgain.sum(0)
+    return dgain

@@ -73,7 +73,7 @@ def _queries_backward(
         result = (across * c - _partner(across, R * KV, D, HALF) * s) * (size * sharp)[:, None]
         tl.store(dx + (token * stride + head * D)[:, None] + columns, result, mask=there[:, None])
         total = tl.sum(tl.reshape(tl.where(there, dot, 0.0), (R, KV)), 0)
-    tl.store(dgain + tl.program_id(0) * KV + tl.arange(0, KV), total)
+    tl.store(dgain + tl.program_id(0) * H + tl.arange(0, KV) * (H // KV) + part, total)
 
 
 def fits(half: int, head_dim: int) -> bool:
@@ -89,12 +89,12 @@ def heads_backward_of_sums(
     """`heads_backward`, dq / scale in parts [Hkv, rows D], part p of query heads p, p + parts, ..; scale = D^-1/2."""
     sums, dk, dv = gradients
     programs = len(rows.token_of) // ROWS
-    dgain = y.new_empty(len(sums), programs, shape.kv_heads, dtype=torch.float32)
+    dgain = y.new_empty(programs, shape.heads, dtype=torch.float32)
     for part, each in enumerate(sums):
         _queries_backward[(programs,)](
-            each, rows.token_of, y, inverse, gain, cos, sin, factor, dx, dgain[part], len(rows.token_of),
+            each, rows.token_of, y, inverse, gain, cos, sin, factor, dx, dgain, len(rows.token_of),
             shape.head_dim**-0.5, shape.period, dx.stride(0), part, shape.heads, shape.kv_heads, shape.head_dim,
             cos.size(1), ROWS, factor is not None, num_warps=WARPS,
         )  # fmt: skip
     heads_backward((None, dk, dv), dv2, y, inverse, gain, cos, sin, shape, dx, factor, common)
-    return dgain.sum(1).T.reshape(-1)
+    return dgain

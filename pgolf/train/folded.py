@@ -7,15 +7,17 @@ Folding the channel scales a and m saves the passes that would multiply by them,
 with G = g^T z, the gradient of Wo',  dWo = diag(a) G  and  da_c = sum_k Wo_ck G_ck.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pgolf.kernels.float8 import Eighth, round_weight
+from pgolf.kernels.folding import Matrices, fold
 from pgolf.kernels.gated_output import GATE_COLUMNS
-from pgolf.model.blocks import Block
+
+if TYPE_CHECKING:
+    from pgolf.train.fused_call import Parameters
 
 
 class Weights(NamedTuple):
@@ -50,49 +52,25 @@ def matrix(layer: nn.Module) -> nn.Parameter:
     return weight
 
 
-class Folded:
-    """Keeps the matrices of a block for one forward pass; version counters would not do, fused AdamW leaves them."""
-
-    def __init__(self, block: Block) -> None:
-        attn, mlp = block.attn, block.mlp
-        self.sources = (
-            attn.c_q.weight, attn.c_k.weight, attn.c_v.weight, attn.proj.weight, matrix(mlp.fc), matrix(mlp.proj),
-            block.attn_scale, block.mlp_scale,
-        )  # fmt: skip
-        self.gate = attn.attn_gate_w if attn.gate is not None else None
-        self.number = -1
-        self.weights: Weights | None = None
-
-    @torch.no_grad()
-    def __call__(self, dtype: torch.dtype, number: int, eight: bool = False) -> Weights:
-        """The matrices in `dtype` for the forward pass of that number, and in float8 too."""
-        if self.weights is None or number != self.number:
-            query, key, value, out, up, down, a, m = self.sources
-            gate = [] if self.gate is None else [_widened(self.gate, out.size(1))]
-            read = torch.cat([query, key, value, *gate]).to(dtype)
-            self.number, self.weights = number, Weights(
-                read[: len(query) + 2 * len(key)], read, (a[:, None] * out).to(dtype), up.to(dtype),
-                (m[:, None] * down).to(dtype),
-            )  # fmt: skip
-            if eight:
-                found = self.weights
-                in8 = Eight(*(round_weight(w) for w in (found.qkv, found.up, found.down)))
-                self.weights = found._replace(eight=in8)
-        return self.weights
+@torch.no_grad()
+def folded(p: "Parameters", dtype: torch.dtype, eight: bool = False) -> Weights:
+    """The matrices in `dtype`, and in float8 too."""
+    gate_rows = 0 if p.gate is None else -(-len(p.gate) // GATE_COLUMNS) * GATE_COLUMNS
+    matrices = Matrices(p.query, p.key, p.value, p.gate, p.up, p.out, p.down)
+    read, up, out, down = fold(matrices, gate_rows, p.attn_scale, p.mlp_scale, dtype)
+    found = Weights(read[: len(p.query) + 2 * len(p.key)], read, out, up, down)
+    if not eight:
+        return found
+    return found._replace(eight=Eight(*(round_weight(w) for w in (found.qkv, found.up, found.down))))
 
 
-def _widened(gate: Tensor, width: int) -> Tensor:
-    return functional.pad(gate, (0, width - gate.size(1), 0, -len(gate) % GATE_COLUMNS))
-
-
-def unfold(folded: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of a matrix and of the scale of its rows from that of their product, which is overwritten."""
-    of_scale = torch.linalg.vecdot(folded, weight.to(folded.dtype))
-    return folded.mul_(scale[:, None]), of_scale
-
-
-def weight_gradient(g: Tensor, x: Tensor) -> Tensor:
-    """g^T x [out, in] of g [T, out] and x [T, in]: float32 sums, not rounded to their type on CUDA."""
+def weight_gradient(g: Tensor, x: Tensor, total: Tensor | None = None) -> Tensor:
+    """g^T x [out, in] of g [T, out] and x [T, in]: float32 sums, not rounded to their type on CUDA; added to `total`,
+    in place, where it is given.
+    """
     if g.device.type == "cuda" and g.dtype == torch.bfloat16:
-        return torch.mm(g.T, x, out_dtype=torch.float32)
-    return (g.T @ x).float()
+        if total is None:
+            return torch.mm(g.T, x, out_dtype=torch.float32)
+        return torch.addmm(total, g.T, x, out_dtype=torch.float32, out=total)
+    found = (g.T @ x).float()
+    return found if total is None else total.add_(found)

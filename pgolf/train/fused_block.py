@@ -32,9 +32,8 @@ from pgolf.kernels.residual_norm import MixGradients, Normed, mix_backward, norm
 from pgolf.kernels.row_factors import past_factor
 from pgolf.kernels.stream_products import past_mix, past_mix_of_lane
 from pgolf.model.attention_gradient import Gradient, attend_with_gradient
-from pgolf.train.folded import unfold, weight_gradient
 from pgolf.train.fused_call import Call, Parameters
-from pgolf.train.fused_mlp import Fed, FeedGradients, Stream, feed_backward, feed_forward, feed_out, into
+from pgolf.train.fused_mlp import Fed, Stream, feed_backward, feed_forward, feed_out, into
 
 
 class Attended(NamedTuple):
@@ -81,22 +80,17 @@ def _inputs(
 
 
 class AttentionGradients(NamedTuple):
-    """Of what reads the stream, [N, (H + 2 Hkv) D and the gate's], with epilogues times `factor`; of parameters."""
+    """Of what reads the stream, [N, (H + 2 Hkv) D and the gate's], with epilogues times `factor`."""
 
     read: Tensor
     common: Tensor | None
     """With epilogues: parts of n . dn [N, parts]."""
-    weights: Tensor
-    """Of `Weights.read`."""
-    out: Tensor
-    attn_scale: Tensor
-    gain: Tensor
 
 
 def attention_backward(call: Call, kept: Attended, g: Tensor, p: Parameters) -> AttentionGradients:
-    """g [N, d] is the gradient of the half's output."""
+    """g [N, d] is the gradient of the half's output; those of the weights and of the gain go to `call.sums`."""
     dz = (g @ call.weights.out).view(kept.y.shape)
-    out, attn_scale = unfold(weight_gradient(g, kept.z), p.out, p.attn_scale)
+    call.sums.product("out", g, kept.z)
     values, gate = _inputs(call, kept.projected, kept.stream, kept.factor, p)
     read, width, keys = g.new_empty(len(g), len(call.weights.read)), kept.projected.size(1), call.shape.kv_heads
     common = None
@@ -106,14 +100,16 @@ def attention_backward(call: Call, kept: Attended, g: Tensor, p: Parameters) -> 
     delta = None if call.rows is None else g.new_empty(kept.y.shape[:2], dtype=torch.float32)
     dy, dv2 = gated_backward(dz, kept.y, values, gate, kept.logits, read[:, width:], common, delta)
     gain = _to_projection(call, kept, dy, delta, dv2, p, read, None if common is None else common[:, -keys:])
-    return AttentionGradients(read, common, weight_gradient(read, kept.stream), out, attn_scale, gain)
+    call.sums.add("gain", gain.sum(0))
+    call.sums.product("read", read, kept.stream)
+    return AttentionGradients(read, common)
 
 
 def _to_projection(
     call: Call, kept: Attended, dy: Tensor, delta: Tensor | None, dv2: Tensor | None, p: Parameters, read: Tensor,
     common: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """From attention's output to what reads the stream: writes `read` and `common`, returns that of the gain."""
+    """From attention's output to what reads the stream: writes `read`, `common`, returns parts of that of the gain."""
     dy = dy.view(-1, call.shape.period, *dy.shape[1:])
     dq, dk, dv = kept.gradient(dy) if delta is None else kept.gradient(dy, delta)
     dk, dv = dk.flatten(1, 2).contiguous(), dv.flatten(1, 2).contiguous()
@@ -140,32 +136,22 @@ def head_backward(
         found = past_mix(a.read, call.weights.read.T, dx, past, **mixed)
     else:
         found = past_mix_of_lane(a.read, call.weights.read.T, dx, past, carry=carry, **mixed)
-    return MixGradients(dx, dx0, torch.stack([found["dfirst"].sum(0), found["dsecond"].sum(0)]))
-
-
-def _gradients(call: Call, a: AttentionGradients, m: FeedGradients, mixed: MixGradients, p: Parameters) -> Parameters:
-    width, gate = call.shape.kv_heads * call.shape.head_dim, None
-    query, key, value, rest = torch.split(
-        a.weights, [len(p.query), width, width, len(a.weights) - len(p.query) - 2 * width]
-    )
-    if p.gate is not None:
-        gate = rest[: len(p.gate), : p.gate.size(1)]
-    return Parameters(query, key, value, a.out, m.up, m.down, a.gain, gate, a.attn_scale, m.mlp_scale, mixed.mix)
+    return MixGradients(dx, dx0, found["columns"].sum(1))
 
 
 class SequentialBlock(torch.autograd.Function):
-    """x, x0 [N, d] to the block's output and x0; the parameters follow."""
+    """x, x0 [N, d] and the token of the parameters (`pgolf.train.visits`) to the block's output and x0."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, x: Tensor, x0: Tensor, *parameters: Tensor | None) -> tuple[Tensor, Tensor]:  # noqa: D102
-        p = Parameters(*parameters)  # type: ignore[arg-type]
+    def forward(ctx: Any, call: Call, x: Tensor, x0: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        p = call.parameters
         first = norm_forward(x, call.scale, x0, p.mix, call.weights.eight is not None, not call.epilogues)
         ctx.attended = attention_forward(call, first, p)
         stream = into(call, first.h, ctx.attended.z)
         fed, f8 = feed_forward(call, stream)
         out = feed_out(call, fed.f, f8, stream.h)
         ctx.call = call
-        ctx.save_for_backward(x, x0, first.inverse, *fed, *parameters)
+        ctx.save_for_backward(x, x0, first.inverse, *fed)
         ctx.set_materialize_grads(False)
         return out, x0.detach()
 
@@ -173,46 +159,45 @@ class SequentialBlock(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
         g, later = upstream
         if g is None:
-            return None, None, later, *(None for _ in Parameters._fields)
-        call, (x, x0, inverse, *kept) = ctx.call, ctx.saved_tensors
-        fed, p, g = Fed(*kept[: len(Fed._fields)]), Parameters(*kept[len(Fed._fields) :]), g.contiguous()
+            return None, None, later, None
+        call, (x, x0, inverse, *fed) = ctx.call, ctx.saved_tensors
+        p, g = call.parameters, g.contiguous()
         attended, ctx.attended = ctx.attended, None
-        fed_back = feed_backward(call, fed, g, g, call.one, p)
-        read = attention_backward(call, attended, fed_back.h, p)
-        mixed = head_backward(call, read, fed_back.h, call.one, x, x0, p, inverse, later, inside=True)
-        return None, mixed.x, mixed.x0, *_gradients(call, read, fed_back, mixed, p)
+        dh = feed_backward(call, Fed(*fed), g, g, call.one)
+        read = attention_backward(call, attended, dh, p)
+        mixed = head_backward(call, read, dh, call.one, x, x0, p, inverse, later, inside=True)
+        call.sums.add("mix", mixed.mix)
+        return None, mixed.x, mixed.x0, None
 
 
 class LanesBlock(torch.autograd.Function):
-    """Both lanes and x0 [N, d], P [2, 2] and rho [2] to both lanes and x0; the parameters follow."""
+    """Both lanes and x0 [N, d], P [2, 2] and rho [2], and the token of the parameters to both lanes and x0."""
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, call: Call, lane0: Tensor, lane1: Tensor, x0: Tensor, post: Tensor, carry: Tensor,
-        *parameters: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        p = Parameters(*parameters)  # type: ignore[arg-type]
+        ctx: Any, call: Call, lane0: Tensor, lane1: Tensor, x0: Tensor, post: Tensor, carry: Tensor, token: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        p = call.parameters
         first = norm_forward(lane0, call.scale, x0, p.mix, call.weights.eight is not None, not call.epilogues)
         ctx.attended = attention_forward(call, first, p)
         a = ctx.attended.z @ call.weights.out.T
         fed, f8 = feed_forward(call, Stream(lane1))
         m = feed_out(call, fed.f, f8, None)
         ctx.call = call
-        ctx.save_for_backward(lane0, lane1, x0, post, carry, first.inverse, a, m, *fed, *parameters)
+        ctx.save_for_backward(lane0, lane1, x0, post, carry, first.inverse, a, m, *fed)
         ctx.set_materialize_grads(False)
         return *lanes_forward((lane0, lane1), a, m, post, carry), x0.detach()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
         call, saved = ctx.call, ctx.saved_tensors
-        lane0, lane1, x0, post, carry, inverse, a, m, *kept = saved
-        fed, p = Fed(*kept[: len(Fed._fields)]), Parameters(*kept[len(Fed._fields) :])
+        lane0, lane1, x0, post, carry, inverse, a, m, *fed = saved
+        p = call.parameters
         g0, g1 = (torch.zeros_like(a) if g is None else g.contiguous() for g in upstream[:2])
         attended, ctx.attended = ctx.attended, None
         summed = lanes_backward((g0, g1), (lane0, lane1), a, m, post)
-        fed_back = feed_backward(call, fed, summed.m, g1, carry[1], p)
+        dh = feed_backward(call, Fed(*fed), summed.m, g1, carry[1])
         read = attention_backward(call, attended, summed.a, p)
         mixed = head_backward(call, read, g0, carry[0], lane0, x0, p, inverse, upstream[2], inside=False)
-        return (
-            None, mixed.x, fed_back.h, mixed.x0, summed.post, summed.carry, *_gradients(call, read, fed_back, mixed, p)
-        )  # fmt: skip
+        call.sums.add("mix", mixed.mix)
+        return None, mixed.x, dh, mixed.x0, summed.post, summed.carry, None

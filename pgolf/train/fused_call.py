@@ -1,6 +1,6 @@
 """What the passes of a block written out are told, and what they share (`pgolf.train.fused_block`)."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
@@ -8,6 +8,9 @@ from pgolf.kernels.attention_rows import Rows
 from pgolf.kernels.heads import Shape
 from pgolf.model.attention import Segments
 from pgolf.train.folded import Weights
+
+if TYPE_CHECKING:
+    from pgolf.train.visits import Sums
 
 
 class Parameters(NamedTuple):
@@ -30,6 +33,9 @@ class Call(NamedTuple):
     """What one pass through a block needs besides."""
 
     weights: Weights
+    parameters: Parameters
+    sums: "Sums"
+    """Where their gradients go."""
     scale: Tensor
     """s []."""
     one: Tensor

@@ -26,8 +26,7 @@ from pgolf.kernels.stream_products import (
     past_norm,
     scaled8,
 )  # fmt: skip
-from pgolf.train.folded import unfold, weight_gradient
-from pgolf.train.fused_call import Call, Parameters
+from pgolf.train.fused_call import Call
 
 
 class Stream(NamedTuple):
@@ -96,18 +95,11 @@ def feed_out(call: Call, f: Tensor, f8: Tensor | None, h: Tensor | None) -> Tens
     return out
 
 
-class FeedGradients(NamedTuple):
-    """Of h [N, d] and of the parameters."""
-
-    h: Tensor
-    up: Tensor
-    down: Tensor
-    mlp_scale: Tensor
-
-
-def feed_backward(call: Call, fed: Fed, g: Tensor, past: Tensor, carry: Tensor, p: Parameters) -> FeedGradients:
-    """g [N, d] is the gradient of f W2'^T, carry [] times past [N, d] what reaches h beside the norm."""
-    down, mlp_scale = unfold(weight_gradient(g, fed.f), p.down, p.mlp_scale)
+def feed_backward(call: Call, fed: Fed, g: Tensor, past: Tensor, carry: Tensor) -> Tensor:
+    """The gradient of h [N, d]. g [N, d] is that of f W2'^T, carry [] times past [N, d] what reaches h beside the norm;
+    those of the weights go to `call.sums`.
+    """
+    call.sums.product("down", g, fed.f)
     if call.epilogues:
         dp, dh = torch.empty_like(fed.f), torch.empty_like(past)
         along = hidden_backward(
@@ -115,7 +107,9 @@ def feed_backward(call: Call, fed: Fed, g: Tensor, past: Tensor, carry: Tensor, 
         )["along"]  # fmt: skip
         factor = past_factor(along, fed.inverse, dh.size(1), times=2.0)
         past_norm(dp, call.weights.up.T, dh, past, h=fed.stream, along=factor, carry=carry)
-        return FeedGradients(dh, weight_gradient(dp, fed.stream), down, mlp_scale)
+        call.sums.product("up", dp, fed.stream)
+        return dh
     dp = leaky_backward(g, call.weights.down, fed.f, fed.signs, call.slope)
     dh = norm_backward(dp @ call.weights.up, past, carry, fed.stream, call.scale, fed.inverse)
-    return FeedGradients(dh, weight_gradient(dp, fed.stream), down, mlp_scale)
+    call.sums.product("up", dp, fed.stream)
+    return dh

@@ -17,9 +17,10 @@ from pgolf.model.blocks import Attention, Block
 from pgolf.model.context import Context
 from pgolf.model.gpt import GPT
 from pgolf.train.fast import fits as fits_mlp
-from pgolf.train.folded import Folded, matrix
+from pgolf.train.folded import matrix
 from pgolf.train.fused_block import LanesBlock, SequentialBlock
 from pgolf.train.fused_call import Call, Parameters
+from pgolf.train.visits import Opened, opened
 
 if TYPE_CHECKING:
     from pgolf.model.lanes import Lanes
@@ -27,15 +28,15 @@ if TYPE_CHECKING:
 
 class Chain:
     """What the blocks of a forward pass share: x0 as the last one returned it, so that its gradient passes through all
-    of them and is added up on the way; the rows of its documents in attention's gradient.
+    of them and is added up on the way; the rows of its documents in attention's gradient; what each block opened.
     """
 
     def __init__(self) -> None:
         self.first: Tensor | None = None
         self.last = torch.empty(0)
-        self.number = 0
-        """Of the forward pass."""
         self._rows: Rows | None = None
+        self.opened: dict[Fused, Opened] = {}
+        """By this forward pass, after `take`."""
 
     def rows(self, segments: Segments, tokens: int) -> Rows:
         """Of this forward pass, after `take`."""
@@ -46,8 +47,8 @@ class Chain:
     def take(self, x0: Tensor) -> Tensor:
         """What the next block reads for the embedding x0 of this forward pass, [N, d]."""
         if self.first is not x0:
-            self.first, self.last, self.number = x0, x0.flatten(0, -2), self.number + 1
-            self._rows = None
+            self.first, self.last = x0, x0.flatten(0, -2)
+            self._rows, self.opened = None, {}
             if self.last.requires_grad:
                 self.last.register_hook(self._forget)  # type: ignore[no-untyped-call]
         return self.last
@@ -56,7 +57,7 @@ class Chain:
         """Where the backward pass has come to x0: let its graph go. A later pass would go on with what it kept for the
         gradient of the embedding, and with its stream, which no CUDA graph may wait for.
         """
-        self.first, self.last, self._rows = None, torch.empty(0), None
+        self.first, self.last, self._rows, self.opened = None, torch.empty(0), None, {}
 
 
 class Fused:
@@ -64,7 +65,7 @@ class Fused:
 
     def __init__(self, block: Block, chain: Chain, eight: bool) -> None:
         attn, mlp = block.attn, block.mlp
-        self.block, self.chain, self.folded = block, chain, Folded(block)
+        self.block, self.chain = block, chain
         self.heads, self.eight = len(attn.q_gain), eight
         self.parameters = Parameters(
             attn.c_q.weight, attn.c_k.weight, attn.c_v.weight, attn.proj.weight, matrix(mlp.fc), matrix(mlp.proj),
@@ -75,33 +76,40 @@ class Fused:
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """`Block.forward`."""
-        x0, call = self.chain.take(context.x0), self._call(x, context)
-        out, self.chain.last = SequentialBlock.apply(call, x.flatten(0, -2), x0, *self.parameters)  # type: ignore[no-untyped-call]
+        x0, (call, token) = self.chain.take(context.x0), self._call(x, context)
+        out, self.chain.last = SequentialBlock.apply(call, x.flatten(0, -2), x0, token)  # type: ignore[no-untyped-call]
         result: Tensor = out.view_as(x)
         return result
 
     def forward_lanes(self, streams: "Lanes", rows: tuple[Tensor, ...], context: Context) -> "Lanes":
         """`Block.forward_lanes`; rows are P [2, 2] and rho [2]."""
-        x0, call = self.chain.take(context.x0), self._call(streams.attention, context)
+        x0, (call, token) = self.chain.take(context.x0), self._call(streams.attention, context)
         flat = [lane.flatten(0, -2) for lane in streams]
-        first, second, self.chain.last = LanesBlock.apply(call, *flat, x0, *rows, *self.parameters)  # type: ignore[no-untyped-call]
+        first, second, self.chain.last = LanesBlock.apply(call, *flat, x0, *rows, token)  # type: ignore[no-untyped-call]
         return streams._replace(attention=first.view_as(streams.attention), mlp=second.view_as(streams.mlp))
 
     forward.written_out = forward_lanes.written_out = True  # type: ignore[attr-defined]
 
-    def _call(self, x: Tensor, context: Context) -> Call:
+    def _call(self, x: Tensor, context: Context) -> tuple[Call, Tensor]:
+        """After `Chain.take`; with the token of the block's parameters."""
         attn = self.block.attn
         dim = attn.head_dim
         shape = Shape(self.heads, attn.c_k.weight.size(0) // dim, dim, x.size(-2))
-        weights = self.folded(x.dtype, self.chain.number, self.eight)
+        weights, sums, token = self._opened(x.dtype)
         rows, half = None, context.tables[0].size(-1)
         if context.segments is not None and fits_sums(half, dim) and gives_sums(x.device, x.dtype, dim):
             rows = self.chain.rows(context.segments, x.size(-2))
-        return Call(
-            weights, context.scale, self.one, context.tables, context.segments, shape, self.block.mlp.slope,
-            attn.exclusive_output, attn.gate_scale if attn.gate is not None else 0.0,
+        call = Call(
+            weights, self.parameters, sums, context.scale, self.one, context.tables, context.segments, shape,
+            self.block.mlp.slope, attn.exclusive_output, attn.gate_scale if attn.gate is not None else 0.0,
             (x.dtype == torch.bfloat16 or x.device.type == "cpu") and epilogue.present(), rows,
         )  # fmt: skip
+        return call, token
+
+    def _opened(self, dtype: torch.dtype) -> Opened:
+        if self not in self.chain.opened:
+            self.chain.opened[self] = opened(self.parameters, dtype, self.eight)
+        return self.chain.opened[self]
 
 
 def fused_functions(model: GPT, eight: bool = False) -> Iterator[tuple[Block, str, Callable[..., Any]]]:

@@ -9,9 +9,10 @@ from query_sums import as_added_up
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from pgolf.kernels import elements, epilogue, float8, leaky_mlp
+from pgolf.kernels import elements, epilogue, float8, folding, leaky_mlp
 from pgolf.model.attention import Segments
 from pgolf.model.config import ModelConfig, ValueEmbedConfig
+from pgolf.model.context import Context
 from pgolf.model.gpt import GPT
 from pgolf.train import fused_block, fused_model
 from pgolf.train.fused_model import fits, fused_functions
@@ -48,6 +49,7 @@ def write_out(model, eight=False):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     if not ON_GPU:
+        monkeypatch.setattr(folding, "FOLD_ROWS", 64)  # the interpreter takes programs one after the other
         monkeypatch.setattr(leaky_mlp, "TILE", leaky_mlp.Tile(tokens=32, units=64, depth=16, warps=4, stages=2))
 
 
@@ -122,6 +124,53 @@ def test_gradients_of_queries_as_attention_adds_them_up(epilogues, monkeypatch, 
     assert_alike(found, expected)
     assert len(seen) >= 2
     assert all(rows is seen[0] for rows in seen)
+
+
+@pytest.mark.skipif(ON_GPU, reason="the interpreter runs without a GPU")
+def test_visits_that_get_no_gradient_leave_those_of_the_others():
+    """Of a layer visited four times: one is followed by others, one is not, and a pass without gradients is between."""
+    found = []
+    for model in (write_out(build(**SHORT)), build(**SHORT)):
+        torch.manual_seed(1)
+        x, x0, other, wanted = torch.randn(4, 1, LENGTH, CONFIG.dim).unbind()
+        x0.requires_grad_()
+        context = Context(x0, model._scales[0], (model._cos, model._sin), None)
+        first, second = model.blocks
+        twice = first(first(x, context), context)
+        first(x, context)
+        out = second(twice, context)
+        first(x, context)
+        with torch.no_grad():
+            first(x, context._replace(x0=other))
+        (out * wanted).sum().backward()
+        names = {name: p.grad for name, p in model.blocks.named_parameters()}
+        found.append((out.detach(), names | {"x0": x0.grad}))
+    assert None not in found[1][1].values()
+    assert_alike(*found)
+
+
+@pytest.mark.skipif(ON_GPU, reason="the interpreter runs without a GPU")
+def test_passes_do_not_mix_and_gradients_arrive_once():
+    """Two passes before either is gone back through; a looped layer's gradients come to autograd added up."""
+    torch.manual_seed(1)
+    ids, targets = torch.randint(VOCAB, (2, 2, 1, LENGTH))
+    found, arrived = [], []
+    for model in (write_out(build()), build()):
+        losses = [model.losses(*each) for each in zip(ids, targets, strict=True)]
+        for number in (0, 1):
+            losses[number].mean().backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        found.append((torch.stack(losses).detach(), gradients))
+        nodes, seen = [losses[0].grad_fn], set()
+        while nodes:
+            node = nodes.pop()
+            seen.add(node)
+            nodes += [after for after, _ in node.next_functions if after is not None and after not in seen]
+        edges = [after for node in seen for after, _ in node.next_functions]
+        looped = model.blocks[CONFIG.loop_start].mlp.fc.weight
+        arrived.append(sum(getattr(after, "variable", None) is looped for after in edges))
+    assert_alike(*found)
+    assert arrived == [1, CONFIG.loop_runs]
 
 
 @pytest.mark.skipif(ON_GPU, reason="the interpreter runs without a GPU")

@@ -91,6 +91,7 @@ def test_the_head_of_a_block(tokens, width, units, dtype, bound, inside):
     near(dx0, dh * two + more, bound)
     near(found["dfirst"].sum(0), (dh * a).sum(0), bound)
     near(found["dsecond"].sum(0), (dh * b).sum(0), bound)
+    assert torch.equal(found["columns"], torch.stack([found["dfirst"], found["dsecond"]]))
 
 
 @pytest.mark.parametrize(("tokens", "width", "units", "dtype", "bound"), SIZES)
