@@ -67,6 +67,13 @@ def _past_mix(acc: Any, c: Any, x: Any, x0: Any, later: Any, first: Any, second:
     return {"D": dh * first, "dx0": dh * second + later, "dfirst": (dh, x), "dsecond": (dh, x0)}
 
 
+def _past_mix_and_branch(
+    acc: Any, c: Any, x: Any, x0: Any, later: Any, first: Any, second: Any, along: Any, branch: Any
+) -> dict[str, Any]:
+    dh = acc + c - (x * first + x0 * second) * along
+    return {"D": dh * first + branch, "dx0": dh * second + later, "dfirst": (dh, x), "dsecond": (dh, x0)}
+
+
 def _past_mix_of_lane(
     acc: Any, c: Any, x: Any, x0: Any, later: Any, first: Any, second: Any, along: Any, carry: Any
 ) -> dict[str, Any]:
@@ -110,8 +117,13 @@ past_mix = Product(
     tile=TILES["past_mix"],
 )  # fmt: skip
 """([dq dk dv dl]', [Wqkv; W]^T, dx, c=g, x=, x0=, later=, first=r0, second=r1 [d], along= [N], dx0=): g reaches h."""
+past_mix_and_branch = Product(
+    _past_mix_and_branch, column_sums=("dfirst", "dsecond"), also=("dx0",), of_rows=("along",),
+    of_columns=("first", "second"), tile=TILES["past_mix"],
+)  # fmt: skip
+"""The same, and branch= [N, d] is added to dx: what another reader of x sends back."""
 past_mix_of_lane = Product(
     _past_mix_of_lane, column_sums=("dfirst", "dsecond"), also=("dx0",), of_rows=("along",),
     of_columns=("first", "second"), tile=TILES["past_mix"],
 )  # fmt: skip
-"""The same, but carry= [] times g reaches x beside the mix."""
+"""As `past_mix`, but carry= [] times g reaches x beside the mix."""

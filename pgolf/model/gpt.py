@@ -192,7 +192,7 @@ class GPT(nn.Module):
                 x = x + self.loop_pos[run].to(x.dtype)
             mine = visits[run * self.layers : (run + 1) * self.layers] if visits else None
             x = self.u_net(x, self.contexts(x, context, values), mine)
-        return rms_norm(x)
+        return self.norm(x)
 
     def layer_values(self, ids: Tensor) -> dict[int, Tensor]:
         """What is added to the values [B, T, Hkv D], by layer."""
@@ -240,6 +240,10 @@ class GPT(nn.Module):
                 x = self.mark(join(x), len(wiring.encoder) + position)
                 x = block(x, mine)
         return x if lanes is None else self.lane_form.end(self, lanes)  # type: ignore[union-attr]
+
+    def norm(self, x: Tensor) -> Tensor:
+        """The final state of what the stack ends with."""
+        return rms_norm(x)
 
     def mark(self, x: Tensor, place: int) -> Tensor:
         """Add the loop position where the virtual layer at `place` begins a run of the segment."""

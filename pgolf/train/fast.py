@@ -3,6 +3,7 @@
     GPT.surprise   logits, softcap and cross-entropy       `pgolf.kernels.softcap_loss`
     MLP.forward    up, LeakyReLU(slope)^2, down            `pgolf.kernels.leaky_mlp`
     Block.forward  a whole layer, written out              `pgolf.train.fused_block`
+    GPT.skip, norm what lies around such layers            `pgolf.train.fused_stack`
 
 What the configuration has in another form stays plain: another activation, factors in place of matrices, dropped
 tokens, values with something added, a larger softcap, adaptation while it is scored. Weights and names stay, and the
@@ -69,14 +70,20 @@ def hide(model: GPT, eight: bool = False) -> None:
 
     for owner, name, function in _replacements(model):
         setattr(owner, name, MethodType(function, owner))
-    for block, name, fused in fused_functions(model, eight):
-        setattr(block, name, fused)
+    for owner, name, fused in fused_functions(model, eight):
+        setattr(owner, name, fused)
 
 
 def remove(model: GPT) -> None:
     """Undo `install`."""
     for owner, name, _ in _replacements(model):
         vars(owner).pop(name, None)
+    for name in ("skip", "norm"):
+        vars(model).pop(name, None)
+    if model.lane_form is not None:
+        from pgolf.model.lanes import lane_form
+
+        model.lane_form = lane_form(model.config)
     for block in model.blocks:
         for name in ("forward", "forward_lanes"):
             vars(block).pop(name, None)

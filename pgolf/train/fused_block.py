@@ -11,9 +11,9 @@ with most of what these do inside (`pgolf.kernels.stream_products`).
     h <- h + f (diag(m) W2)^T                    product into the stream
 
 In lanes both halves read their own stream and `pgolf.kernels.lane_sum` ends the layer. The gradient of x0 goes from
-layer to layer and grows in the passes that are there anyway: every block returns x0 too. Between the layers' products
-nothing is kept that a pass can make again: x, n, [q k v] as attention reads it, y, z, n2, f, a bit per hidden unit;
-on Hopper h in the place of n and n2, and no bits.
+layer to layer and grows in the passes that are there anyway: every block returns x0 too, and x for a skip to read.
+Between the layers' products nothing is kept that a pass can make again: x, n, [q k v] as attention reads it, y, z, n2,
+f, a bit per hidden unit; on Hopper h in the place of n and n2, and no bits.
 
 Twin: `Block.forward` and `pgolf.model.lanes.step`; equal but for roundings, of which there are fewer.
 """
@@ -30,7 +30,7 @@ from pgolf.kernels.heads_product import fits, heads_product
 from pgolf.kernels.lane_sum import lanes_backward, lanes_forward
 from pgolf.kernels.residual_norm import MixGradients, Normed, mix_backward, norm_forward
 from pgolf.kernels.row_factors import past_factor
-from pgolf.kernels.stream_products import past_mix, past_mix_of_lane
+from pgolf.kernels.stream_products import past_mix, past_mix_and_branch, past_mix_of_lane
 from pgolf.model.attention_gradient import Gradient, attend_with_gradient
 from pgolf.train.fused_call import Call, Parameters
 from pgolf.train.fused_mlp import Fed, Stream, feed_backward, feed_forward, feed_out, into
@@ -122,28 +122,34 @@ def _to_projection(
 
 def head_backward(
     call: Call, a: AttentionGradients, past: Tensor, carry: Tensor, x: Tensor, x0: Tensor, p: Parameters,
-    inverse: Tensor, later: Tensor | None, inside: bool,
+    inverse: Tensor, later: Tensor | None, inside: bool, branch: Tensor | None = None,
 ) -> MixGradients:  # fmt: skip
-    """Of the block's input x and of x0; carry [] times past [N, d] reaches the mixed stream, or (not inside) x."""
+    """Of the block's input x and of x0; carry [] times past [N, d] reaches the mixed stream, or (not inside) x.
+    `branch` is what another reader of x sends back (`pgolf.train.fused_stack`).
+    """
     if a.common is None:
-        return mix_backward(a.read @ call.weights.read, past, carry, x, x0, p.mix, call.scale, inverse, later, inside)
+        dn = a.read @ call.weights.read
+        mixed = mix_backward(dn, past, carry, x, x0, p.mix, call.scale, inverse, later, inside)
+        return mixed if branch is None else mixed._replace(x=mixed.x.add_(branch))
     dx, dx0 = torch.empty_like(x), torch.empty_like(x0)
-    mixed = {
-        "x": x, "x0": x0, "later": torch.zeros_like(x0) if later is None else later, "first": p.mix[0],
+    given = {
+        "x": x, "x0": x0, "later": 0.0 if later is None else later, "first": p.mix[0],
         "second": p.mix[1], "along": past_factor(a.common, inverse, x.size(1)), "dx0": dx0,
     }  # fmt: skip
-    if inside:
-        found = past_mix(a.read, call.weights.read.T, dx, past, **mixed)
+    if not inside:
+        found = past_mix_of_lane(a.read, call.weights.read.T, dx, past, carry=carry, **given)
+    elif branch is None:
+        found = past_mix(a.read, call.weights.read.T, dx, past, **given)
     else:
-        found = past_mix_of_lane(a.read, call.weights.read.T, dx, past, carry=carry, **mixed)
+        found = past_mix_and_branch(a.read, call.weights.read.T, dx, past, branch=branch.contiguous(), **given)
     return MixGradients(dx, dx0, found["columns"].sum(1))
 
 
 class SequentialBlock(torch.autograd.Function):
-    """x, x0 [N, d] and the token of the parameters (`pgolf.train.visits`) to the block's output and x0."""
+    """x, x0 [N, d] and the token of the parameters (`pgolf.train.visits`) to the block's output, x0 and x."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, x: Tensor, x0: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def forward(ctx: Any, call: Call, x: Tensor, x0: Tensor, token: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         p = call.parameters
         first = norm_forward(x, call.scale, x0, p.mix, call.weights.eight is not None, not call.epilogues)
         ctx.attended = attention_forward(call, first, p)
@@ -153,19 +159,19 @@ class SequentialBlock(torch.autograd.Function):
         ctx.call = call
         ctx.save_for_backward(x, x0, first.inverse, *fed)
         ctx.set_materialize_grads(False)
-        return out, x0.detach()
+        return out, x0.detach(), x.detach()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
-        g, later = upstream
+        g, later, branch = upstream
         if g is None:
-            return None, None, later, None
+            return None, branch, later, None
         call, (x, x0, inverse, *fed) = ctx.call, ctx.saved_tensors
         p, g = call.parameters, g.contiguous()
         attended, ctx.attended = ctx.attended, None
         dh = feed_backward(call, Fed(*fed), g, g, call.one)
         read = attention_backward(call, attended, dh, p)
-        mixed = head_backward(call, read, dh, call.one, x, x0, p, inverse, later, inside=True)
+        mixed = head_backward(call, read, dh, call.one, x, x0, p, inverse, later, True, branch)
         call.sums.add("mix", mixed.mix)
         return None, mixed.x, mixed.x0, None
 

@@ -1,10 +1,10 @@
 """Which blocks are run as `pgolf.train.fused_block` writes them out, and how they are called."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pgolf.kernels import epilogue
 from pgolf.kernels.attention_rows import Rows, rows_of
@@ -20,6 +20,7 @@ from pgolf.train.fast import fits as fits_mlp
 from pgolf.train.folded import matrix
 from pgolf.train.fused_block import LanesBlock, SequentialBlock
 from pgolf.train.fused_call import Call, Parameters
+from pgolf.train.fused_stack import Branches, stack_functions
 from pgolf.train.visits import Opened, opened
 
 if TYPE_CHECKING:
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
 
 class Chain:
     """What the blocks of a forward pass share: x0 as the last one returned it, so that its gradient passes through all
-    of them and is added up on the way; the rows of its documents in attention's gradient; what each block opened.
+    of them and is added up on the way; the streams that are read again; the rows of its documents in attention's
+    gradient; what each block opened.
     """
 
     def __init__(self) -> None:
         self.first: Tensor | None = None
         self.last = torch.empty(0)
+        self.branches = Branches()
         self._rows: Rows | None = None
         self.opened: dict[Fused, Opened] = {}
         """By this forward pass, after `take`."""
@@ -49,6 +52,7 @@ class Chain:
         if self.first is not x0:
             self.first, self.last = x0, x0.flatten(0, -2)
             self._rows, self.opened = None, {}
+            self.branches.begin(self.last.requires_grad)
             if self.last.requires_grad:
                 self.last.register_hook(self._forget)  # type: ignore[no-untyped-call]
         return self.last
@@ -58,6 +62,7 @@ class Chain:
         gradient of the embedding, and with its stream, which no CUDA graph may wait for.
         """
         self.first, self.last, self._rows, self.opened = None, torch.empty(0), None, {}
+        self.branches.begin(False)
 
 
 class Fused:
@@ -77,14 +82,15 @@ class Fused:
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """`Block.forward`."""
         x0, (call, token) = self.chain.take(context.x0), self._call(x, context)
-        out, self.chain.last = SequentialBlock.apply(call, x.flatten(0, -2), x0, token)  # type: ignore[no-untyped-call]
+        out, self.chain.last, alias = SequentialBlock.apply(call, x.flatten(0, -2), x0, token)  # type: ignore[no-untyped-call]
+        self.chain.branches.add(x, alias)
         result: Tensor = out.view_as(x)
         return result
 
     def forward_lanes(self, streams: "Lanes", rows: tuple[Tensor, ...], context: Context) -> "Lanes":
         """`Block.forward_lanes`; rows are P [2, 2] and rho [2]."""
         x0, (call, token) = self.chain.take(context.x0), self._call(streams.attention, context)
-        flat = [lane.flatten(0, -2) for lane in streams]
+        flat = streams.attention.flatten(0, -2), self.chain.branches.of(streams.mlp)
         first, second, self.chain.last = LanesBlock.apply(call, *flat, x0, *rows, token)  # type: ignore[no-untyped-call]
         return streams._replace(attention=first.view_as(streams.attention), mlp=second.view_as(streams.mlp))
 
@@ -112,14 +118,19 @@ class Fused:
         return self.chain.opened[self]
 
 
-def fused_functions(model: GPT, eight: bool = False) -> Iterator[tuple[Block, str, Callable[..., Any]]]:
-    """(block, name, function) for every block that is of the form, and whose values nothing is added to."""
-    chain = Chain()
+def fused_functions(model: GPT, eight: bool = False) -> Iterator[tuple[nn.Module, str, Any]]:
+    """(block, name, function) for every block that is of the form, and whose values nothing is added to; if there is
+    one, (model, name, ...) for what lies around them.
+    """
+    chain, around = Chain(), False
     for block in model.blocks[: model.config.layers - model.config.value_embed.last]:
         if isinstance(block, Block) and fits(block):
             fused = Fused(block, chain, eight)
             yield block, "forward", fused.forward
             yield block, "forward_lanes", fused.forward_lanes
+            around = True
+    if around:
+        yield from stack_functions(model, chain.branches)
 
 
 def fits(block: Block) -> bool:

@@ -76,19 +76,26 @@ def test_the_mlp_and_its_norm(tokens, width, units, dtype, bound):
 
 
 @pytest.mark.parametrize(("tokens", "width", "units", "dtype", "bound"), SIZES)
-@pytest.mark.parametrize("inside", [True, False])
-def test_the_head_of_a_block(tokens, width, units, dtype, bound, inside):
-    x, x0, past, later = (normal(tokens, width, dtype=dtype).roll(shift, 0) for shift in range(4))
+@pytest.mark.parametrize("beside", [{}, {"branch"}, {"carry"}], ids=["alone", "branch", "lane"])
+@pytest.mark.parametrize("last", [False, True])
+def test_the_head_of_a_block(tokens, width, units, dtype, bound, beside, last):
+    """Where it is the model's last one, no gradient of x0 comes from later ones."""
+    x, x0, past, later, branch = (normal(tokens, width, dtype=dtype).roll(shift, 0) for shift in range(5))
+    inside, later = "carry" not in beside, 0.0 if last else later
     read, weight = normal(tokens, units + 16, dtype=dtype), normal(units + 16, width, dtype=dtype) / units**0.5
     first, second, along = normal(width), normal(width).flip(0), normal(tokens)
     dx, dx0 = torch.empty_like(x), torch.empty_like(x)
     given = {"x": x, "x0": x0, "later": later, "first": first, "second": second, "along": along, "dx0": dx0}
-    product = products.past_mix if inside else products.past_mix_of_lane
-    found = product(read, weight.T, dx, past, **given, **({} if inside else {"carry": scalar(CARRY)}))
-    a, b, g, more, one, two, row = (t.double() for t in (x, x0, past, later, first, second, along[:, None]))
+    if "branch" in beside:
+        found = products.past_mix_and_branch(read, weight.T, dx, past, **given, branch=branch)
+    elif inside:
+        found = products.past_mix(read, weight.T, dx, past, **given)
+    else:
+        found = products.past_mix_of_lane(read, weight.T, dx, past, **given, carry=scalar(CARRY))
+    a, b, g, one, two, row = (t.double() for t in (x, x0, past, first, second, along[:, None]))
     dh = read.double() @ weight.double() - (a * one + b * two) * row + (g if inside else 0)
-    near(dx, dh * one + (0 if inside else CARRY * g), bound)
-    near(dx0, dh * two + more, bound)
+    near(dx, dh * one + (0 if inside else CARRY * g) + (branch.double() if "branch" in beside else 0), bound)
+    near(dx0, dh * two + (later if last else later.double()), bound)
     near(found["dfirst"].sum(0), (dh * a).sum(0), bound)
     near(found["dsecond"].sum(0), (dh * b).sum(0), bound)
     assert torch.equal(found["columns"], torch.stack([found["dfirst"], found["dsecond"]]))

@@ -58,14 +58,29 @@ def test_a_model_behind_kernels_trains_alike_and_comes_back():
     hidden = {name for owner, name, _ in fast._replacements(model) if name in vars(owner)}
     assert {"surprise", "forward"} <= hidden
     assert_alike(gradients(model), expected)
+    skip = model.skip
     compile_model(model, backend="aot_eager")
+    assert model.skip is skip, "it is compiled"
     assert_alike(gradients(model), expected)
     plain_model(model)
     fast.remove(model)
     assert list(model.state_dict()) == names
     assert not any(name in vars(owner) for owner, name, _ in fast._replacements(model))
+    assert not {"skip", "norm"} & set(vars(model))
     assert_alike(gradients(model), expected)
     torch._dynamo.reset()
+
+
+def test_the_end_of_lanes_comes_back():
+    pytest.importorskip("triton", reason="Triton is not installed")
+    model = build(parallel="lanes", parallel_from=1)
+    form = model.lane_form
+    fast.hide(model)
+    assert model.lane_form != form
+    assert {"skip", "norm"} <= set(vars(model))
+    fast.remove(model)
+    assert model.lane_form == form
+    assert not {"skip", "norm"} & set(vars(model))
 
 
 @pytest.mark.skipif(ON_GPU, reason="the interpreter runs without a GPU")

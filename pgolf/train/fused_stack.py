@@ -1,0 +1,122 @@
+"""What lies around the blocks, written out: skips, and the end of the stack; and how a stream that two read gets its
+gradient without a pass that adds them up.
+
+Whoever reads a stream x first returns it too, as an alias, and a later reader reads that: what the later one sends
+back then reaches the first one's backward pass beside the gradient of its result, and is added where that is written
+anyway. A skip reads what the next block returned of the encoder's output, the MLP's lane what the skip returned.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pgolf.kernels.final_norm import final_backward, final_forward
+from pgolf.kernels.skip import skip_backward, skip_forward
+from pgolf.model.gpt import GPT
+
+if TYPE_CHECKING:
+    from pgolf.model.lanes import Lanes
+
+
+class Branches:
+    """The aliases of a forward pass, in the order of their streams: skips read the last one first."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.wanted = False
+
+    def begin(self, wanted: bool) -> None:
+        """A forward pass, or the end of a backward pass: nothing of another one is kept."""
+        self.kept, self.wanted = [], wanted
+
+    def add(self, x: Tensor, alias: Tensor) -> None:
+        """What the first reader of x returned of it."""
+        if self.wanted and x.requires_grad:
+            self.kept.append((x, alias))
+
+    def of(self, x: Tensor) -> Tensor:
+        """What the next reader of x reads, [N, d]; lets go of what came after it, which no skip will ask for."""
+        for place, (stream, alias) in enumerate(self.kept):
+            if stream is x:
+                del self.kept[place:]
+                return alias
+        return x.flatten(0, -2)
+
+
+class Skip(torch.autograd.Function):
+    """x, s [N, d], s None for x itself, weight, gate [d] to the joined stream and x."""
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any, x: Tensor, s: Tensor | None, weight: Tensor, gate: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        x, s = x.contiguous(), None if s is None else s.contiguous()
+        ctx.save_for_backward(x, s, weight, gate)
+        ctx.set_materialize_grads(False)
+        return skip_forward(x, s, weight, gate), x.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
+        d, branch = (None if each is None else each.contiguous() for each in upstream)
+        if d is None:
+            return branch, None, None, None
+        x, s, weight, gate = ctx.saved_tensors
+        return skip_backward(d, x, s, weight, gate, branch)
+
+
+class FinalNorm(torch.autograd.Function):
+    """The last stream [N, d], or both lanes, to the final state."""
+
+    @staticmethod
+    def forward(ctx: Any, *streams: Tensor) -> Tensor:  # noqa: D102
+        y, inverse = final_forward(*(stream.contiguous() for stream in streams))
+        ctx.lanes = len(streams) == 2
+        ctx.save_for_backward(y, inverse)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+        y, inverse = ctx.saved_tensors
+        dx = final_backward(upstream[0].contiguous(), y, inverse, ctx.lanes)
+        return (dx, dx) if ctx.lanes else (dx,)
+
+
+class Stack:
+    """The functions that stand in for those of a model; its blocks share `branches`."""
+
+    def __init__(self, branches: Branches) -> None:
+        self.branches = branches
+
+    def skip(self, x: Tensor, skip: Tensor, weight: Tensor, gate: Tensor | None) -> Tensor:
+        """`GPT.skip`."""
+        s = None if skip is x else self.branches.of(skip)
+        out, alias = Skip.apply(x.flatten(0, -2), s, weight, gate)  # type: ignore[no-untyped-call]
+        self.branches.add(x, alias)
+        return out.view_as(x)  # type: ignore[no-any-return]
+
+    skip.written_out = True  # type: ignore[attr-defined]
+
+
+def final_norm(x: "Tensor | Lanes") -> Tensor:
+    """`GPT.norm`, also of lanes that nothing has joined."""
+    streams = (x,) if isinstance(x, Tensor) else x
+    y: Tensor = FinalNorm.apply(*(stream.flatten(0, -2) for stream in streams))  # type: ignore[no-untyped-call]
+    return y.view_as(streams[0])
+
+
+def stack_functions(model: GPT, branches: Branches) -> Iterator[tuple[GPT, str, Any]]:
+    """(model, name, what is to stand there)."""
+    yield model, "skip", Stack(branches).skip
+    yield model, "norm", final_norm
+    if model.lane_form is not None and model.config.stack_runs == 1:
+        from pgolf.model.lanes import mean
+
+        if model.lane_form.end is mean:
+            apart: Any = _apart
+            yield model, "lane_form", model.lane_form._replace(end=apart)
+
+
+def _apart(model: GPT, lanes: "Lanes") -> "Lanes":
+    return lanes

@@ -1,0 +1,123 @@
+"""Skips and the end of the stack: passes against double precision, whole models against plain ones."""
+
+import interpreter  # noqa: F401  before the kernels are defined
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+import test_kernel_block as blocks
+from test_kernel_block import small  # noqa: F401  a fixture
+from test_kernel_passes import SIZES, assert_near, doubles, random
+
+from pgolf.kernels import epilogue, final_norm, skip
+from pgolf.model.norm import EPS
+
+ON_GPU = torch.cuda.is_available()
+INTERPRETED = pytest.mark.skipif(ON_GPU, reason="the interpreter runs without a GPU")
+DEEP = {"layers": 7, "parallel_from": 5}  # with recurrence four encoder layers, four skips, two of them in lanes
+
+
+@pytest.mark.parametrize(("tokens", "width", "dtype", "bound"), SIZES)
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("branched", [True, False])
+def test_skip(tokens, width, dtype, bound, gated, same, branched):
+    torch.manual_seed(0)
+    x, s, d, branch = (random(tokens, width, dtype=dtype) for _ in range(4))
+    weight, gate = random(width), random(width)
+    a, b, w, v = doubles(x, x if same else s, weight, gate)
+    g = torch.sigmoid(v)
+    joined = g * a + (1 - g) * (w * b) if gated else a + w * b
+    given = x, None if same else s, weight, gate if gated else None
+    assert_near([skip.skip_forward(*given)], [joined], bound)
+    of_a, of_b, *wanted = torch.autograd.grad(joined, [a, b, w, *([v] if gated else [])], d.double())
+    found = skip.skip_backward(d, *given, branch if branched else None)
+    into_x = of_a + (of_b if same else 0) + (branch.double() if branched else 0)
+    assert_near([each for each in found if each is not None], [into_x, *([] if same else [of_b]), *wanted], bound)
+
+
+@pytest.mark.parametrize(("tokens", "width", "dtype", "bound"), SIZES)
+@pytest.mark.parametrize("lanes", [True, False])
+def test_final_norm(tokens, width, dtype, bound, lanes):
+    torch.manual_seed(0)
+    first, second, dy = (random(tokens, width, dtype=dtype) for _ in range(3))
+    streams = (first, second) if lanes else (first,)
+    inside = doubles(*streams)
+    expected = F.rms_norm(sum(inside) / len(inside), (width,), eps=EPS)
+    y, inverse = final_norm.final_forward(*streams)
+    assert_near([y], [expected], bound)
+    found = final_norm.final_backward(dy, y, inverse, lanes)
+    assert_near([found] * len(streams), torch.autograd.grad(expected, inside, dy.double()), bound)
+
+
+@INTERPRETED
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        DEEP, DEEP | {"skips": "plain", "parallel_from": 4}, DEEP | {"parallel": "merge"},
+        DEEP | {"parallel": "none", "parallel_from": None, "loop_runs": 1, "stack_runs": 2},
+    ],
+    ids=["gated", "plain", "both lanes", "twice"],
+)  # fmt: skip
+@pytest.mark.parametrize("epilogues", [False, True])
+def test_models_train_alike(changes, epilogues, monkeypatch):
+    monkeypatch.setattr(epilogue, "present", lambda: epilogues)
+    monkeypatch.setattr(blocks.elements, "PLACE", 0)
+    model, twin = blocks.write_out(blocks.build(**changes)), blocks.build(**changes)
+    blocks.assert_alike(blocks.gradients(model), blocks.gradients(twin))
+    assert not kept(model)
+
+
+def kept(model):
+    return model.blocks[0].forward.__self__.chain.branches.kept
+
+
+class Additions(TorchDispatchMode):
+    """Counts those of tensors of one size, in place too."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.count = size, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.count += function.name() in ("aten::add.Tensor", "aten::add_.Tensor") and result.numel() == self.size
+        return result
+
+
+@INTERPRETED
+@pytest.mark.usefixtures("small")
+def test_gradients_of_streams_are_not_added_up_by_passes_of_their_own(monkeypatch):
+    """Of four encoder outputs three are read by a block and by a skip, without epilogues an addition each; the fourth
+    is both streams of a skip. The stream where the lanes split is read by a skip and by the second lane. What is left
+    is the embedding, which the first block reads twice.
+    """
+    monkeypatch.setattr(epilogue, "present", lambda: False)
+    model = blocks.write_out(blocks.build(**DEEP))
+    assert len(model.skip_weights) == 4
+    torch.manual_seed(1)
+    ids, targets = torch.randint(blocks.VOCAB, (2, 1, blocks.LENGTH))
+    loss = model.losses(ids, targets).sum()
+    assert kept(model)
+    with Additions(blocks.LENGTH * 16) as seen:
+        loss.backward()
+    assert seen.count == 3 + 1
+    assert not kept(model)
+
+
+@INTERPRETED
+@pytest.mark.usefixtures("small")
+def test_nothing_is_kept_without_gradients():
+    model = blocks.write_out(blocks.build())
+    ids = torch.zeros(1, blocks.LENGTH, dtype=torch.long)
+    with torch.no_grad():
+        model.hidden(ids)
+    assert not kept(model)
+    model.requires_grad_(False)
+    model.blocks[0].requires_grad_(True)  # its input needs none
+    model.hidden(ids)
+    assert not kept(model)
