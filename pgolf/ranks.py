@@ -9,7 +9,7 @@ from the mean of their gradients, so the weights stay equal. In training see `pg
 
 import os
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,22 +26,14 @@ def start() -> None:
     InputError where a node has more processes than GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        take_gpu()
-        join()
-
-
-def take_gpu() -> None:
-    """Of several processes of a node, compute each on a GPU of its own; InputError where there are more of them."""
-    if torch.cuda.is_available():
-        local, present = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-        if local >= present:
-            raise InputError(f"more processes than the {present} GPUs here: set --nproc-per-node to {present} or less")
-        torch.cuda.set_device(local)
-
-
-def join(**place: Any) -> None:
-    """Work together with the processes that the environment speaks of, or with others: rank, world_size, store."""
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", **place)
+        if torch.cuda.is_available():
+            local, present = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+            if local >= present:
+                raise InputError(
+                    f"more processes than the {present} GPUs here: set --nproc-per-node to {present} or less"
+                )
+            torch.cuda.set_device(local)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
 def rank() -> int:

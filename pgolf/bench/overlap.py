@@ -8,6 +8,7 @@ also wait. With t[k, r] the time of collective k on rank r, and r(k) the rank wh
     waiting        mean over r of the sum over k of t[k, r], less the communication
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from torch.autograd.profiler_util import FunctionEvent
 
 Span = tuple[float, float]
 """Start and end, microseconds."""
-COLLECTIVE = ("ncclDevKernel", "ncclKernel", "gloo:")
+COLLECTIVE = re.compile(r"nccl\w*Kernel|gloo:")
 """How the names of collectives begin: kernels of NCCL, operations of gloo."""
 AROUND = ("nccl", "c10d", "record_param_comms")
 """What occurs in the names of calls that only start one, and of marks around it."""
@@ -42,7 +43,7 @@ def collectives(events: Iterable[FunctionEvent], device: str) -> list[Collective
     for event in events:
         if event.device_type.name == device.upper():
             span = event.time_range.start, event.time_range.end
-            if event.name.startswith(COLLECTIVE):
+            if COLLECTIVE.match(event.name):
                 talk.append(span)
             elif not any(sign in event.name for sign in AROUND):
                 work.append(span)

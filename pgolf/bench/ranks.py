@@ -7,6 +7,7 @@ reads the same data from its beginning, in the order of training.
 """
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,9 @@ from pgolf.data.batches import Batch
 from pgolf.device import synchronize
 from pgolf.model.config import ModelConfig
 from pgolf.train.config import TrainConfig
+from pgolf.train.exchange import Exchange
+from pgolf.train.groups import split_parameters
+from pgolf.train.muon import Muon
 from pgolf.train.run import ahead, new_trainer, open_batches
 from pgolf.train.schedule import ALL_RUNS, Settings, settings
 from pgolf.train.trainer import Trainer
@@ -65,7 +69,9 @@ class Speed(NamedTuple):
 
 
 def meet() -> Meeting:
-    """The processes that the environment of torchrun speaks of."""
+    """The processes that the environment of torchrun speaks of, each with a GPU of its own where there are GPUs."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     return Meeting(*next(iter(rendezvous("env://"))))
 
 
@@ -131,6 +137,16 @@ def warm_up(trainer: Trainer, kinds: Sequence[Batch], now: Settings) -> None:
             trainer.model.zero_grad()
 
 
+def share_out(trainer: Trainer) -> None:
+    """Muon from its start, for the processes that there are now, and what they exchange."""
+    config = trainer.config
+    matrices = split_parameters(trainer.model, config.muon.also)["muon"]
+    trainer.muon, trainer.exchange = Muon(matrices, config.muon, trainer.muon.dtype, config.late), None
+    if ranks.world() > 1:
+        others = [parameter for group in trainer.adam.param_groups for parameter in group["params"]]
+        trainer.exchange = Exchange(trainer.muon, others)
+
+
 def _together(
     trainer: Trainer,
     shards: Sequence[Path],
@@ -143,9 +159,11 @@ def _together(
     """What the first `world` processes measure, being the only ones meanwhile."""
     config, device = trainer.config, trainer.device
     if world > 1:
-        ranks.join(store=PrefixStore(f"ranks {world}", meeting.store), rank=meeting.rank, world_size=world)
+        store = PrefixStore(f"ranks {world}", meeting.store)
+        kinds = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(kinds, store=store, rank=meeting.rank, world_size=world)
     ranks.equal_(parameter.detach() for parameter in trainer.model.parameters())
-    trainer.share_out()
+    share_out(trainer)
     for batches in batches_of(config.micro_batches, world):
         micro_batches = batches * config.micro_batches
         for now in (phase._replace(micro_batches=micro_batches) for phase in phases):

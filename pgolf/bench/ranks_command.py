@@ -38,7 +38,7 @@ def bench_ranks(
         if code := run_together([sys.executable, "-c", "from pgolf.cli import main; main()", *own], count):
             raise typer.Exit(code)
         return
-    from pgolf import artifacts, ranks
+    from pgolf import artifacts
     from pgolf.bench.ranks import measure_ranks, meet
     from pgolf.data.tokens import open_tokens
     from pgolf.device import hardware_name, pick_device
@@ -46,9 +46,8 @@ def bench_ranks(
 
     sections = load_sections(params)
     tokens = open_tokens(paths.TOKENS, None)
-    ranks.take_gpu()
-    device, dtype = pick_device()
     meeting = meet()
+    device, dtype = pick_device()
 
     def say(text: str) -> None:
         console.print(f"bench ranks: {text}", soft_wrap=True, markup=False)

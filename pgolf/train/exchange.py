@@ -35,9 +35,9 @@ class Exchange:
     @torch.no_grad()
     def launch(self, loss: Tensor) -> None:
         """Start to add up the gradients, and `loss`, which has its sum after `wait`."""
+        self.muon.launch()  # first: one collective runs after the other, and Newton-Schulz waits for these
         grads = [parameter.grad for parameter in self.others if parameter.grad is not None]
         self.small = [loss, *(grad for grad in grads if grad.numel() <= SMALL)]
-        self.muon.launch()  # first: one collective runs after the other, and Newton-Schulz waits for these
         self.works = [dist.all_reduce(grad, async_op=True) for grad in grads if grad.numel() > SMALL]
         self.packed = torch.cat([tensor.flatten() for tensor in self.small])  # in the widest of their types
         self.works.append(dist.all_reduce(self.packed, async_op=True))

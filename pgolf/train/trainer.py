@@ -31,15 +31,19 @@ class Trainer:
     def __init__(self, model: GPT, config: TrainConfig) -> None:
         self.model, self.config = model.begin_training(), config
         self.device = model.tok_emb.weight.device
+        groups = split_parameters(model, config.muon.also)
         cuda = self.device.type == "cuda"
-        named = adam_groups(split_parameters(model, config.muon.also), config)
+        self.muon = Muon(groups["muon"], config.muon, torch.bfloat16 if cuda else torch.float32, config.late)
+        named = adam_groups(groups, config)
         self.adam = torch.optim.AdamW(
             [group | {"params": list(group["params"].values())} for group in named],
             betas=(config.beta1, config.beta2),
             eps=1e-8,
             fused=True,
         )
-        self.share_out()
+        self.exchange = None
+        if ranks.world() > 1:
+            self.exchange = Exchange(self.muon, [p for group in self.adam.param_groups for p in group["params"]])
         self.adam_names = [name for group in named for name in group["params"]]
         self.average = EMA(model, config.ema)
         self.candidates = {str(decay): EMA(model, decay) for decay in config.ema_candidates}
@@ -56,14 +60,6 @@ class Trainer:
             from pgolf.train.replay import Replay
 
             self.run = Replay(self._micro_batch, list(model.parameters()))
-
-    def share_out(self) -> None:
-        """Muon from its start, for the processes that there are, and what they exchange."""
-        config, dtype = self.config, torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        matrices = split_parameters(self.model, config.muon.also)["muon"]
-        self.muon, self.exchange = Muon(matrices, config.muon, dtype, config.late), None
-        if ranks.world() > 1:
-            self.exchange = Exchange(self.muon, [p for group in self.adam.param_groups for p in group["params"]])
 
     def backward(self, batches: Iterator[Batch], now: Settings) -> Tensor:
         """Average the gradients of one step's micro-batches; returns the mean loss of all tokens, nats per token.

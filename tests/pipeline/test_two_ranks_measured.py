@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -37,8 +36,7 @@ def folder(mini_run: Path, tmp_path: Path) -> Path:
 
 
 def test_one_and_two_processes_are_compared_in_a_table_and_a_file(folder: Path) -> None:
-    pgolf = (sys.executable, "-c", "from pgolf.cli import main; main()")
-    printed = call(*pgolf, "bench", "ranks", "--ranks", "2", "--steps", "2", "--out", "found.json", cwd=folder)
+    printed = call("pgolf", "bench", "ranks", "--ranks", "2", "--steps", "2", "--out", "found.json", cwd=folder)
     found = json.loads((folder / "found.json").read_text())
     assert found["hardware"].startswith("2x CPU")
     rows = found["rows"]
@@ -63,8 +61,7 @@ def test_one_and_two_processes_are_compared_in_a_table_and_a_file(folder: Path) 
 
 def test_an_error_of_the_processes_is_said_once(folder: Path) -> None:
     (folder / paths.TOKENS).unlink()
-    pgolf = (sys.executable, "-c", "from pgolf.cli import main; main()")
-    printed = call(*pgolf, "bench", "ranks", "--ranks", "2", cwd=folder, code=2)
+    printed = call("pgolf", "bench", "ranks", "--ranks", "2", cwd=folder, code=2)
     assert printed.count("error:") == 1
     assert "manifest.json" in printed
 
