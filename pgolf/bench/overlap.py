@@ -19,7 +19,7 @@ Span = tuple[float, float]
 COLLECTIVE = re.compile(r"nccl\w*Kernel|gloo:")
 """How the names of collectives begin: kernels of NCCL, operations of gloo."""
 AROUND = ("nccl", "c10d", "record_param_comms")
-"""What occurs in the names of calls that only start one, and of marks around it."""
+"""What occurs in the names of calls that only start one."""
 
 
 class Collective(NamedTuple):
@@ -45,7 +45,7 @@ def collectives(events: Iterable[FunctionEvent], device: str) -> list[Collective
             span = event.time_range.start, event.time_range.end
             if COLLECTIVE.match(event.name):
                 talk.append(span)
-            elif not any(sign in event.name for sign in AROUND):
+            elif not event.is_user_annotation and not any(sign in event.name for sign in AROUND):
                 work.append(span)
     busy = union(work)
     return [Collective((end - start) / 1e3, covered((start, end), busy) / 1e3) for start, end in sorted(talk)]

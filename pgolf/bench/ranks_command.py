@@ -58,7 +58,8 @@ def bench_ranks(
     if meeting.rank == 0:
         found = figures(speeds)
         hardware = hardware_name(device, meeting.size)
-        artifacts.write_json(out, {"hardware": hardware, "steps": steps, "rows": found})
+        configured = {key: getattr(sections.train, key) for key in ("kernels", "matmul", "graphs")}
+        artifacts.write_json(out, {"hardware": hardware, "steps": steps, "configured": configured, "rows": found})
         table(f"training on several GPUs, {hardware}", COLUMNS, [row(each) for each in found])
         console.print(f"factor: tokens/s over those of one; waiting: for the slowest of them. {out}", soft_wrap=True)
     meeting.leave()

@@ -11,9 +11,12 @@ from pgolf.bench.ranks import batches_of, different, worlds
 from pgolf.data.batches import Batch
 
 
-def event(name, start, end, device="CUDA"):
+def event(name, start, end, device="CUDA", mark=False):
     return SimpleNamespace(
-        name=name, device_type=SimpleNamespace(name=device), time_range=SimpleNamespace(start=start, end=end)
+        name=name,
+        device_type=SimpleNamespace(name=device),
+        time_range=SimpleNamespace(start=start, end=end),
+        is_user_annotation=mark,
     )
 
 
@@ -35,7 +38,9 @@ def test_collectives_are_told_from_what_runs_beside_them():
         event("ncclDevKernel_ReduceScatter_Sum_f32_RING_LL(ncclDevKernelArgsStorage<4096ul>)", 0, 3000),
         event("gemm", 2000, 6000),
         event("Memcpy DtoD", 5500, 7000),
-        event("nccl:all_gather", 0, 9000),  # a mark around the kernel
+        event("nccl:all_gather", 0, 9000, mark=True),
+        event("step", 0, 9000, mark=True),
+        event("c10d::allreduce_", 0, 9000),  # what starts one
         event("aten::mm", 0, 9000, "CPU"),
     ]
     assert collectives(events, "cuda") == [(3.0, 1.0), (4.0, 2.0)]
