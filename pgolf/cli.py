@@ -9,6 +9,7 @@ import typer
 
 from pgolf import __version__, paths, run_commands
 from pgolf.audit.command import audit
+from pgolf.bench.ranks_command import bench_ranks
 from pgolf.bench.train_command import bench_agree, bench_train
 from pgolf.console import console, handled, table
 from pgolf.doctor import doctor
@@ -83,6 +84,7 @@ sweep.command("temperature")(handled(sweep_temperature))
 sweep.command("cache")(handled(sweep_cache))
 bench.command("train")(handled(bench_train))
 bench.command("agree")(handled(bench_agree))
+bench.command("ranks")(handled(bench_ranks))
 
 
 @app.command(rich_help_panel="Runs")

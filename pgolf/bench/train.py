@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from pgolf import ranks
 from pgolf.bench.attention import milliseconds
 from pgolf.data.batches import Batch
 from pgolf.device import synchronize
@@ -81,29 +82,31 @@ def measure_training(
     context = attended(next(open_batches(config, shards)))
     for looped in (False, True) if model_config.loop_runs > 1 else (False,):
         now = settings(config, 0, 0.0)._replace(runs=ALL_RUNS if looped else 1)
-        seconds, peak = _time_steps(trainer, batches, now, steps)
+        seconds, peak = time_steps(trainer, batches, now, steps)
         rate = now.micro_batches * config.micro_tokens / seconds
         flops = 3 * forward_flops(model_config, vocab_size, context, looped) * rate
         phases.append(Speed(looped, 1e3 * seconds, rate, flops, peak))
     return Measured(compiled, phases, _kernels(trainer, batches, now))
 
 
-def _step(trainer: Trainer, batches: Iterator[Batch], now: Settings) -> None:
+def step(trainer: Trainer, batches: Iterator[Batch], now: Settings) -> None:
+    """One of training, with the word about the clock that comes before it."""
+    ranks.decide(0.0)
     trainer.backward(batches, now)
     trainer.update(now)
 
 
-def _time_steps(trainer: Trainer, batches: Iterator[Batch], now: Settings, steps: int) -> tuple[float, int]:
+def time_steps(trainer: Trainer, batches: Iterator[Batch], now: Settings, steps: int) -> tuple[float, int]:
     """Seconds of a step and the peak of memory, after a few steps that do not count."""
     cuda = trainer.device.type == "cuda"
     for _ in range(WARM_UP):
-        _step(trainer, batches, now)
+        step(trainer, batches, now)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     synchronize(trainer.device)
     started = time.perf_counter()
     for _ in range(steps):
-        _step(trainer, batches, now)
+        step(trainer, batches, now)
     synchronize(trainer.device)
     peak = torch.cuda.max_memory_reserved if trainer.graphs else torch.cuda.max_memory_allocated  # graphs keep theirs
     return (time.perf_counter() - started) / steps, peak() if cuda else 0
@@ -113,7 +116,7 @@ def _kernels(trainer: Trainer, batches: Iterator[Batch], now: Settings) -> list[
     cuda = trainer.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
         for _ in range(PROFILED):
-            _step(trainer, batches, now)
+            step(trainer, batches, now)
         synchronize(trainer.device)
     found = [
         (event.key, event.count / PROFILED, (event.self_device_time_total if cuda else event.self_cpu_time_total))

@@ -2,8 +2,8 @@
 
 After its backward passes every process starts, in this order and without waiting:
 
-    all-reduce      large tensors of AdamW, the embedding above all
     reduce-scatter  Muon's stacks, largest first: each process gets the sum of its share of the matrices
+    all-reduce      large tensors of AdamW, the embedding above all
     all-reduce      everything small, in one buffer, with the loss (PR 1530)
 
 Muon then orthogonalises its share of one stack while the next is under way, and all-gathers the directions while it
@@ -35,10 +35,10 @@ class Exchange:
     @torch.no_grad()
     def launch(self, loss: Tensor) -> None:
         """Start to add up the gradients, and `loss`, which has its sum after `wait`."""
+        self.muon.launch()  # first: one collective runs after the other, and Newton-Schulz waits for these
         grads = [parameter.grad for parameter in self.others if parameter.grad is not None]
         self.small = [loss, *(grad for grad in grads if grad.numel() <= SMALL)]
         self.works = [dist.all_reduce(grad, async_op=True) for grad in grads if grad.numel() > SMALL]
-        self.muon.launch()
         self.packed = torch.cat([tensor.flatten() for tensor in self.small])  # in the widest of their types
         self.works.append(dist.all_reduce(self.packed, async_op=True))
 

@@ -133,7 +133,7 @@ def run_training(
             trainer.warm_up(open_batches(config, shards))
             synchronize(device)
         batches = reopen(micro_batches_before(config, resume.step) // ranks.world() if resume else 0)
-    with clock.phase("train"), _ahead(batches, config, device) as stream:
+    with clock.phase("train"), ahead(batches, config, device) as stream:
         trained = train(
             trainer, stream, lambda: ranks.decide(clock.seconds("train")), resume=resume, report=report, save=save,
             finish=finish, observe=observe, record=record,
@@ -145,7 +145,7 @@ def run_training(
 
 
 @contextlib.contextmanager
-def _ahead(batches: BatchStream, config: TrainConfig, device: torch.device) -> Iterator[BatchStream]:
+def ahead(batches: BatchStream, config: TrainConfig, device: torch.device) -> Iterator[BatchStream]:
     """On CUDA, the same batches read ahead by a thread; it ends with the block."""
     if device.type != "cuda" or not config.prefetch:
         yield batches

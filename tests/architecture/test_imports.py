@@ -43,7 +43,7 @@ LAYERS: dict[str, set[str]] = {
     "report": BELOW_SUBMIT | {"submit", "paths", "runs"},
     "keep": BELOW_SUBMIT | {"submit", "params", "paths", "runs"},
     "run_commands": BELOW_SUBMIT | {"submit", "report", "runs", "keep"},
-    "bench": BELOW_SUBMIT | {"paths", "report", "sections"},
+    "bench": BELOW_SUBMIT | {"launch", "paths", "report", "sections"},
     "sections": BELOW_SUBMIT | {"submit", "params"},
     "audit": BELOW_SUBMIT | {"submit", "params", "paths", "presets", "sections"},
     "plan": BELOW_RUNTIME | {"sections"},
