@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pgolf.kernels.float8 import Eighth, round_weight
+from pgolf.kernels.float8 import Eighth, round_weight, transposed
 from pgolf.kernels.gated_output import GATE_COLUMNS
 from pgolf.model.blocks import Block
 
@@ -36,11 +36,15 @@ class Weights(NamedTuple):
 
 
 class Eight(NamedTuple):
-    """The matrices of the forward pass that are read in float8."""
+    """The matrices that are read in float8."""
 
     qkv: Eighth
     up: Eighth
     down: Eighth
+    up_across: Eighth
+    """W1^T, for the gradient."""
+    down_across: Eighth
+    """W2'^T."""
 
 
 def matrix(layer: nn.Module) -> nn.Parameter:
@@ -76,7 +80,8 @@ class Folded:
             )  # fmt: skip
             if eight:
                 found = self.weights
-                in8 = Eight(*(round_weight(w) for w in (found.qkv, found.up, found.down)))
+                qkv8, up8, down8 = (round_weight(w) for w in (found.qkv, found.up, found.down))
+                in8 = Eight(qkv8, up8, down8, transposed(up8), transposed(down8))
                 self.weights = found._replace(eight=in8)
         return self.weights
 

@@ -14,6 +14,7 @@ from pgolf.kernels import float8
 from pgolf.kernels.leaky_mlp import backward as leaky_backward
 from pgolf.kernels.leaky_mlp import hidden_units
 from pgolf.kernels.residual_norm import norm_backward, norm_forward
+from pgolf.kernels.rounded_rows import round_rows
 from pgolf.kernels.row_factors import norm_factors, past_factor
 from pgolf.kernels.stream_products import (
     added,
@@ -21,13 +22,20 @@ from pgolf.kernels.stream_products import (
     hidden,
     hidden8,
     hidden_backward,
+    hidden_backward8,
+    hidden_backward_also8,
     into_stream,
     into_stream8,
     past_norm,
+    past_norm8,
     scaled8,
 )  # fmt: skip
 from pgolf.train.folded import unfold, weight_gradient
 from pgolf.train.fused_call import Call, Parameters
+
+
+HIDDEN8 = False
+"""Whether the gradient of hidden units is rounded to float8 too, for that of the stream."""
 
 
 class Stream(NamedTuple):
@@ -109,13 +117,33 @@ def feed_backward(call: Call, fed: Fed, g: Tensor, past: Tensor, carry: Tensor, 
     """g [N, d] is the gradient of f W2'^T, carry [] times past [N, d] what reaches h beside the norm."""
     down, mlp_scale = unfold(weight_gradient(g, fed.f), p.down, p.mlp_scale)
     if call.epilogues:
-        dp, dh = torch.empty_like(fed.f), torch.empty_like(past)
-        along = hidden_backward(
-            g, call.weights.down.T, dp, f=fed.f, factor=fed.signs, slope=abs(call.slope)
-        )["along"]  # fmt: skip
-        factor = past_factor(along, fed.inverse, dh.size(1), times=2.0)
-        past_norm(dp, call.weights.up.T, dh, past, h=fed.stream, along=factor, carry=carry)
+        dh, dp = _feed_backward(call, fed, g, past, carry)
         return FeedGradients(dh, weight_gradient(dp, fed.stream), down, mlp_scale)
     dp = leaky_backward(g, call.weights.down, fed.f, fed.signs, call.slope)
     dh = norm_backward(dp @ call.weights.up, past, carry, fed.stream, call.scale, fed.inverse)
     return FeedGradients(dh, weight_gradient(dp, fed.stream), down, mlp_scale)
+
+
+def _feed_backward(call: Call, fed: Fed, g: Tensor, past: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
+    """dh [N, d] and dp' [N, F], with epilogues."""
+    dp, dh = torch.empty_like(fed.f), torch.empty_like(past)
+    weights, eight, slope = call.weights, call.weights.eight, abs(call.slope)
+    if eight is None:
+        along = hidden_backward(g, weights.down.T, dp, f=fed.f, factor=fed.signs, slope=slope)["along"]
+        factor = past_factor(along, fed.inverse, dh.size(1), times=2.0)
+        past_norm(dp, weights.up.T, dh, past, h=fed.stream, along=factor, carry=carry)
+        return dh, dp
+    g8, size, scaled = round_rows(g, fed.signs, eight.down_across.scale)
+    read = {"f": fed.f, "factor": scaled, "slope": slope}
+    dp8 = torch.empty_like(dp, dtype=float8.KIND) if HIDDEN8 else None
+    if dp8 is None:
+        along = hidden_backward8(g8, eight.down_across.values, dp, **read)["along"]
+    else:
+        along = hidden_backward_also8(g8, eight.down_across.values, dp, **read, dp8=dp8)["along"]
+    past_row = {"h": fed.stream, "along": past_factor(along, fed.inverse, dh.size(1), 2.0, size), "carry": carry}
+    if dp8 is None:
+        past_norm(dp, weights.up.T, dh, past, **past_row)
+    else:
+        up = eight.up_across
+        past_norm8(dp8, up.values, dh, past, **past_row, factor=scaled, scale=up.scale)
+    return dh, dp
