@@ -36,9 +36,7 @@ def _norm_factors(
 
 
 @triton.jit
-def _along(
-    x, inverse, size, out, tokens, width, mean, WIDTH: tl.constexpr, ROWS: tl.constexpr, SIZED: tl.constexpr
-):
+def _along(x, inverse, size, out, tokens, width, mean, WIDTH: tl.constexpr, ROWS: tl.constexpr, SIZED: tl.constexpr):
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     q = tl.load(inverse + rows, mask=rows < tokens, other=0.0)
     along = _sum(x, rows, tokens, width, WIDTH, False) * q * q * mean
@@ -64,13 +62,9 @@ def norm_factors(x: Tensor, scale: Tensor, width: int | None = None) -> tuple[Te
     return inverse, factor
 
 
-def past_factor(
-    sums: Tensor, inverse: Tensor, width: int, times: float = 1.0, size: Tensor | None = None
-) -> Tensor:
+def past_factor(sums: Tensor, inverse: Tensor, width: int, times: float = 1.0, size: Tensor | None = None) -> Tensor:
     """q^2 / d times the sum of each row of `sums` [N, parts], times a number, and r = `size` [N]: [N], float32."""
     out = torch.empty_like(inverse)
     wide, rows, programs = _sizes(sums)
-    _along[(programs,)](
-        sums, inverse, size, out, len(sums), sums.size(1), times / width, wide, rows, size is not None
-    )
+    _along[(programs,)](sums, inverse, size, out, len(sums), sums.size(1), times / width, wide, rows, size is not None)
     return out

@@ -33,7 +33,6 @@ from pgolf.kernels.stream_products import (
 from pgolf.train.folded import unfold, weight_gradient
 from pgolf.train.fused_call import Call, Parameters
 
-
 HIDDEN8 = False
 """Whether the gradient of hidden units is rounded to float8 too, for that of the stream."""
 
@@ -127,23 +126,21 @@ def feed_backward(call: Call, fed: Fed, g: Tensor, past: Tensor, carry: Tensor, 
 def _feed_backward(call: Call, fed: Fed, g: Tensor, past: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
     """dh [N, d] and dp' [N, F], with epilogues."""
     dp, dh = torch.empty_like(fed.f), torch.empty_like(past)
-    weights, eight, slope = call.weights, call.weights.eight, abs(call.slope)
+    weights, eight, h, f, slope = call.weights, call.weights.eight, fed.stream, fed.f, abs(call.slope)
     if eight is None:
-        along = hidden_backward(g, weights.down.T, dp, f=fed.f, factor=fed.signs, slope=slope)["along"]
-        factor = past_factor(along, fed.inverse, dh.size(1), times=2.0)
-        past_norm(dp, weights.up.T, dh, past, h=fed.stream, along=factor, carry=carry)
+        along = hidden_backward(g, weights.down.T, dp, f=f, factor=fed.signs, slope=slope)["along"]
+        along = past_factor(along, fed.inverse, dh.size(1), times=2.0)
+        past_norm(dp, weights.up.T, dh, past, h=h, along=along, carry=carry)
         return dh, dp
-    g8, size, scaled = round_rows(g, fed.signs, eight.down_across.scale)
-    read = {"f": fed.f, "factor": scaled, "slope": slope}
-    dp8 = torch.empty_like(dp, dtype=float8.KIND) if HIDDEN8 else None
-    if dp8 is None:
-        along = hidden_backward8(g8, eight.down_across.values, dp, **read)["along"]
+    up, down = eight.up_across, eight.down_across
+    g8, size, factor = round_rows(g, fed.signs, down.scale)
+    if HIDDEN8:
+        dp8 = torch.empty_like(dp, dtype=float8.KIND)
+        along = hidden_backward_also8(g8, down.values, dp, f=f, factor=factor, slope=slope, dp8=dp8)["along"]
+        along = past_factor(along, fed.inverse, dh.size(1), 2.0, size)
+        past_norm8(dp8, up.values, dh, past, h=h, along=along, carry=carry, factor=factor, scale=up.scale)
     else:
-        along = hidden_backward_also8(g8, eight.down_across.values, dp, **read, dp8=dp8)["along"]
-    past_row = {"h": fed.stream, "along": past_factor(along, fed.inverse, dh.size(1), 2.0, size), "carry": carry}
-    if dp8 is None:
-        past_norm(dp, weights.up.T, dh, past, **past_row)
-    else:
-        up = eight.up_across
-        past_norm8(dp8, up.values, dh, past, **past_row, factor=scaled, scale=up.scale)
+        along = hidden_backward8(g8, down.values, dp, f=f, factor=factor, slope=slope)["along"]
+        along = past_factor(along, fed.inverse, dh.size(1), 2.0, size)
+        past_norm(dp, weights.up.T, dh, past, h=h, along=along, carry=carry)
     return dh, dp
