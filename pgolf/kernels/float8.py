@@ -20,8 +20,10 @@ LARGEST = 448.0
 """Of this kind."""
 LEAST = 1e-12
 """Of a matrix's largest entry: projections start at zero."""
-OF_HIDDEN = 2.0**-16
-"""Of hidden units' gradients, as products of rows and weights whose largest entries are 448."""
+OF_HIDDEN = 2.0**-15
+"""Of hidden units' gradients, as products of rows and weights whose largest entries are 448: their root mean square is
+then 0.7 to 5 in the passes of a trained record-1855.
+"""
 
 
 class Eighth(NamedTuple):

@@ -165,13 +165,12 @@ def test_gradients_of_hidden_units_of_8_bits_are_those_of_the_rounded_operands(
     near(dp[some], rounded * steepness * row, bound)
     assert float((dp[some] - alone * steepness * row).norm() / (alone * steepness * row).norm()) > 0.01
     near(common[some], (rounded * a).sum(1) * 2 * inverse[some].double() ** 2 / width, bound)
-    back, h_, past_ = dp[some].double() @ (up.values.double() * up.scale).T, h[some].double(), past[some].double()
     if also:
         near(dp8[some], (g8[some].double() @ w.T * steepness * float8.OF_HIDDEN).clamp(-448, 448), 0.03)
         back = dp8[some].double() @ up.values.double().T * up.scale * scaled[some, None] / float8.OF_HIDDEN
         given = {"h": h, "along": common, "carry": scalar(CARRY), "factor": scaled, "scale": up.scale}
         products.past_norm8(dp8, up.values, dh, past, **given)
-        near(dh[some], back + CARRY * past_ - h_ * common[some, None].double(), bound)
+        near(dh[some], back + CARRY * past[some].double() - h[some].double() * common[some, None].double(), bound)
 
 
 @IN_32_BITS
