@@ -1,6 +1,7 @@
 """What the norm of a row is for the products around it, from the sums that their epilogues leave.
 
-q = 1 / sqrt(sum of squares / d + eps),  factor = s q;       backward, along = q^2 / d (n . dn)
+q = 1 / sqrt(sum of squares / d + eps),  factor = s q;       backward, along = q^2 / d (n . dn), times r where the
+products were of rows in float8 (`pgolf.kernels.rounded_rows`)
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -35,10 +36,13 @@ def _norm_factors(
 
 
 @triton.jit
-def _along(x, inverse, out, tokens, width, mean, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+def _along(x, inverse, size, out, tokens, width, mean, WIDTH: tl.constexpr, ROWS: tl.constexpr, SIZED: tl.constexpr):
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     q = tl.load(inverse + rows, mask=rows < tokens, other=0.0)
-    tl.store(out + rows, _sum(x, rows, tokens, width, WIDTH, False) * q * q * mean, mask=rows < tokens)
+    along = _sum(x, rows, tokens, width, WIDTH, False) * q * q * mean
+    if SIZED:
+        along *= tl.load(size + rows, mask=rows < tokens, other=0.0)
+    tl.store(out + rows, along, mask=rows < tokens)
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:
@@ -58,9 +62,9 @@ def norm_factors(x: Tensor, scale: Tensor, width: int | None = None) -> tuple[Te
     return inverse, factor
 
 
-def past_factor(sums: Tensor, inverse: Tensor, width: int, times: float = 1.0) -> Tensor:
-    """q^2 / d times the sum of each row of `sums` [N, parts], times a number: [N], float32."""
+def past_factor(sums: Tensor, inverse: Tensor, width: int, times: float = 1.0, size: Tensor | None = None) -> Tensor:
+    """q^2 / d times the sum of each row of `sums` [N, parts], times a number, and r = `size` [N]: [N], float32."""
     out = torch.empty_like(inverse)
     wide, rows, programs = _sizes(sums)
-    _along[(programs,)](sums, inverse, out, len(sums), sums.size(1), times / width, wide, rows)
+    _along[(programs,)](sums, inverse, size, out, len(sums), sums.size(1), times / width, wide, rows, size is not None)
     return out

@@ -15,7 +15,7 @@ from typing import Any
 
 from pgolf.kernels.elements import clipped, is_marked, marked, maximum, root
 from pgolf.kernels.epilogue import Product, Tile
-from pgolf.kernels.float8 import LARGEST
+from pgolf.kernels.float8 import LARGEST, OF_HIDDEN
 
 
 def _into_stream(acc: Any, c: Any) -> dict[str, Any]:
@@ -58,8 +58,17 @@ def _hidden_backward(acc: Any, f: Any, factor: Any, slope: Any) -> dict[str, Any
     return {"D": acc * steepness * factor, "along": (acc, f)}
 
 
+def _hidden_backward_also8(acc: Any, f: Any, factor: Any, slope: Any) -> dict[str, Any]:
+    steep = acc * (root(f) * (2.0 - is_marked(f) * (2.0 + 2.0 * slope)))
+    return {"D": steep * factor, "along": (acc, f), "dp8": clipped(steep * OF_HIDDEN, LARGEST)}
+
+
 def _past_norm(acc: Any, c: Any, h: Any, along: Any, carry: Any) -> dict[str, Any]:
     return {"D": acc + c * carry - h * along}
+
+
+def _past_norm8(acc: Any, c: Any, h: Any, along: Any, carry: Any, factor: Any, scale: Any) -> dict[str, Any]:
+    return {"D": acc * (factor * scale * (1 / OF_HIDDEN)) + c * carry - h * along}
 
 
 def _past_mix(acc: Any, c: Any, x: Any, x0: Any, later: Any, first: Any, second: Any, along: Any) -> dict[str, Any]:
@@ -90,7 +99,10 @@ TILES = {
     "hidden": Tile(128, 192, (2, 1), pingpong=True),
     "hidden8": Tile(),
     "hidden_backward": Tile(128, 128, (1, 2), pingpong=True),
+    "hidden_backward8": Tile(128, 128, (1, 2), pingpong=True),
+    "hidden_backward_also8": Tile(128, 128, (1, 2), pingpong=True),
     "past_norm": Tile(128, 128, (1, 2), pingpong=True),
+    "past_norm8": Tile(128, 128, (1, 2), pingpong=True),
     "past_mix": Tile(64, 128, (2, 1), pingpong=True),
 }
 """The fastest of those tried on an H100 at the training's shapes (docs/performance.md), none of 8 bits among them."""
@@ -110,8 +122,16 @@ hidden8 = Product(_hidden8, also=("f8",), of_rows=("factor",), tile=TILES["hidde
 """(h8, W1 in float8, f, factor, slope, scale=), and f8= in float8."""
 hidden_backward = Product(_hidden_backward, ("along",), of_rows=("factor",), tile=TILES["hidden_backward"])
 """(g, W2'^T, dp', f=f, factor = s q, slope), and the sum of df f."""
+hidden_backward8 = Product(_hidden_backward, ("along",), of_rows=("factor",), tile=TILES["hidden_backward8"])
+"""(g8, W2'^T in float8, dp', f=f, factor = s q r, slope), r of `rounded_rows`, and the sum of df f / r."""
+hidden_backward_also8 = Product(
+    _hidden_backward_also8, ("along",), also=("dp8",), of_rows=("factor",), tile=TILES["hidden_backward_also8"]
+)
+"""The same, and dp8 = `OF_HIDDEN` dp / r in float8."""
 past_norm = Product(_past_norm, of_rows=("along",), tile=TILES["past_norm"])
 """(dp', W1^T, dh, c=g, h=h, along = q^2 / d sum of p dp [N], carry = c)."""
+past_norm8 = Product(_past_norm8, of_rows=("along", "factor"), tile=TILES["past_norm8"])
+"""(dp8, W1^T in float8, dh, c=g, h=h, along=, carry=, factor = s q r [N], scale= of the weight)."""
 past_mix = Product(
     _past_mix, column_sums=("dfirst", "dsecond"), also=("dx0",), of_rows=("along",), of_columns=("first", "second"),
     tile=TILES["past_mix"],

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pgolf.kernels.float8 import Eighth, round_weight
+from pgolf.kernels.float8 import Eighth, round_weight, transposed
 from pgolf.kernels.folding import Matrices, fold
 from pgolf.kernels.gated_output import GATE_COLUMNS
 
@@ -38,11 +38,15 @@ class Weights(NamedTuple):
 
 
 class Eight(NamedTuple):
-    """The matrices of the forward pass that are read in float8."""
+    """The matrices that are read in float8."""
 
     qkv: Eighth
     up: Eighth
     down: Eighth
+    up_across: Eighth
+    """W1^T, for the gradient."""
+    down_across: Eighth
+    """W2'^T."""
 
 
 def matrix(layer: nn.Module) -> nn.Parameter:
@@ -61,7 +65,8 @@ def folded(p: "Parameters", dtype: torch.dtype, eight: bool = False) -> Weights:
     found = Weights(read[: len(p.query) + 2 * len(p.key)], read, out, up, down)
     if not eight:
         return found
-    return found._replace(eight=Eight(*(round_weight(w) for w in (found.qkv, found.up, found.down))))
+    qkv8, up8, down8 = (round_weight(w) for w in (found.qkv, found.up, found.down))
+    return found._replace(eight=Eight(qkv8, up8, down8, transposed(up8), transposed(down8)))
 
 
 def weight_gradient(g: Tensor, x: Tensor, total: Tensor | None = None) -> Tensor:

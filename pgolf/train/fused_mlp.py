@@ -14,6 +14,7 @@ from pgolf.kernels import float8
 from pgolf.kernels.leaky_mlp import backward as leaky_backward
 from pgolf.kernels.leaky_mlp import hidden_units
 from pgolf.kernels.residual_norm import norm_backward, norm_forward
+from pgolf.kernels.rounded_rows import round_rows
 from pgolf.kernels.row_factors import norm_factors, past_factor
 from pgolf.kernels.stream_products import (
     added,
@@ -21,12 +22,18 @@ from pgolf.kernels.stream_products import (
     hidden,
     hidden8,
     hidden_backward,
+    hidden_backward8,
+    hidden_backward_also8,
     into_stream,
     into_stream8,
     past_norm,
+    past_norm8,
     scaled8,
 )  # fmt: skip
 from pgolf.train.fused_call import Call
+
+HIDDEN8 = False
+"""Whether the gradient of hidden units is rounded to float8 too, for that of the stream."""
 
 
 class Stream(NamedTuple):
@@ -101,15 +108,32 @@ def feed_backward(call: Call, fed: Fed, g: Tensor, past: Tensor, carry: Tensor) 
     """
     call.sums.product("down", g, fed.f)
     if call.epilogues:
-        dp, dh = torch.empty_like(fed.f), torch.empty_like(past)
-        along = hidden_backward(
-            g, call.weights.down.T, dp, f=fed.f, factor=fed.signs, slope=abs(call.slope)
-        )["along"]  # fmt: skip
-        factor = past_factor(along, fed.inverse, dh.size(1), times=2.0)
-        past_norm(dp, call.weights.up.T, dh, past, h=fed.stream, along=factor, carry=carry)
-        call.sums.product("up", dp, fed.stream)
-        return dh
-    dp = leaky_backward(g, call.weights.down, fed.f, fed.signs, call.slope)
-    dh = norm_backward(dp @ call.weights.up, past, carry, fed.stream, call.scale, fed.inverse)
+        dh, dp = _feed_backward(call, fed, g, past, carry)
+    else:
+        dp = leaky_backward(g, call.weights.down, fed.f, fed.signs, call.slope)
+        dh = norm_backward(dp @ call.weights.up, past, carry, fed.stream, call.scale, fed.inverse)
     call.sums.product("up", dp, fed.stream)
     return dh
+
+
+def _feed_backward(call: Call, fed: Fed, g: Tensor, past: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
+    """dh [N, d] and dp' [N, F], with epilogues."""
+    dp, dh = torch.empty_like(fed.f), torch.empty_like(past)
+    weights, eight, h, f, slope = call.weights, call.weights.eight, fed.stream, fed.f, abs(call.slope)
+    if eight is None:
+        along = hidden_backward(g, weights.down.T, dp, f=f, factor=fed.signs, slope=slope)["along"]
+        along = past_factor(along, fed.inverse, dh.size(1), times=2.0)
+        past_norm(dp, weights.up.T, dh, past, h=h, along=along, carry=carry)
+        return dh, dp
+    up, down = eight.up_across, eight.down_across
+    g8, size, factor = round_rows(g, fed.signs, down.scale)
+    if HIDDEN8:
+        dp8 = torch.empty_like(dp, dtype=float8.KIND)
+        along = hidden_backward_also8(g8, down.values, dp, f=f, factor=factor, slope=slope, dp8=dp8)["along"]
+        along = past_factor(along, fed.inverse, dh.size(1), 2.0, size)
+        past_norm8(dp8, up.values, dh, past, h=h, along=along, carry=carry, factor=factor, scale=up.scale)
+    else:
+        along = hidden_backward8(g8, down.values, dp, f=f, factor=factor, slope=slope)["along"]
+        along = past_factor(along, fed.inverse, dh.size(1), 2.0, size)
+        past_norm(dp, weights.up.T, dh, past, h=h, along=along, carry=carry)
+    return dh, dp

@@ -10,6 +10,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from pgolf.errors import InputError
 from pgolf.kernels import float8, residual_norm
+from pgolf.kernels.rounded_rows import round_rows
 from pgolf.train.config import TrainConfig
 
 ON_GPU = torch.cuda.is_available()
@@ -41,6 +42,32 @@ def test_a_stream_is_off_by_a_step_at_most_and_clipped():
     assert mixed[0, :2].tolist() == found[0, :2].tolist()
     wrong = (mixed.float() - x).abs() / x.abs()  # the interpreter drops a carry into the exponent
     assert wrong[1:][x[1:].abs() > 2**-6].quantile(1.0 if ON_GPU else 0.9) <= STEP / 2
+
+
+def test_rows_of_any_size_keep_their_largest_entry_and_zeros_stay_zeros():
+    torch.manual_seed(0)
+    sizes = torch.tensor([1.0, 0.0, 1e-12, 1e3, 1e-6, 448.0, 3e-38], device=DEVICE)
+    g = (torch.randn(7, 48, device=DEVICE) * sizes[:, None]).bfloat16()
+    factor, scale = torch.linspace(0.5, 2, 7, device=DEVICE), torch.tensor(0.25, device=DEVICE)
+    values, size, scaled = round_rows(g, factor, scale)
+    assert torch.equal(scaled, size * factor)
+    assert bool(size.isfinite().all() and values.float().isfinite().all())
+    assert not values[1].float().any()
+    assert values.float().abs().amax(1)[[0, 2, 3, 4, 5]].tolist() == [float8.LARGEST] * 5
+    exact, found = g.double(), values.double() * (size / scale)[:, None].double()
+    most = exact.abs().amax(1, keepdim=True)
+    regular = (exact.abs() > most * 2**-6 / float8.LARGEST) & (most > 1e-30)
+    wrong = ((found - exact).abs() / exact.abs())[regular]
+    assert len(wrong) > 4 * 48
+    assert wrong.quantile(1.0 if ON_GPU else 0.9) <= STEP / 2 * (1 + 1e-6)  # the interpreter drops a carry, as above
+    assert float((found[6] - exact[6]).abs().max()) < 1e-30
+
+
+def test_transposed_weights_are_the_same():
+    w = float8.round_weight(torch.randn(32, 48, device=DEVICE))
+    found = float8.transposed(w)
+    assert found.values.is_contiguous()
+    assert torch.equal(value(found), value(w).T)
 
 
 def test_8_bits_ask_for_the_kernels():

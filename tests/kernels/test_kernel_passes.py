@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from pgolf.kernels import elements, gated_output, heads, heads_product, lane_sum, residual_norm, row_factors
+from pgolf.kernels import elements, float8, gated_output, heads, heads_product, lane_sum, residual_norm, row_factors
 from pgolf.model.blocks import exclusive
 from pgolf.model.norm import EPS
 from pgolf.model.rotary import rotate
@@ -133,15 +133,19 @@ def test_heads(rows, shape, half, dtype, bound, gain_of_first, parts):
 
 
 @pytest.mark.parametrize(("rows", "shape", "half", "dtype", "bound"), HEADS)
-def test_product_of_heads(rows, shape, half, dtype, bound):
+@pytest.mark.parametrize("eight", [False, True], ids=["as it is", "float8"])
+def test_product_of_heads(rows, shape, half, dtype, bound, eight):
     """On Hopper the norm lies in the product's epilogue."""
     torch.manual_seed(0)
     total, width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim, 8 * shape.head_dim
     n, weight = random(rows * shape.period, width, dtype=dtype), random(total, width, dtype=dtype)
+    if eight:
+        n, weight = n.to(float8.KIND), weight.to(float8.KIND)
     angles, gain = random(shape.period, half), random(shape.heads)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     factor = random(len(n)).abs() + 0.1
-    y, inverse = heads_product.heads_product(n, weight, gain, cos, sin, shape, factor)
+    y, inverse = heads_product.heads_product(n, weight, gain, cos, sin, shape, factor, dtype)
+    assert y.dtype == dtype
     x = (n.double() * factor.double()[:, None]) @ weight.double().T
     assert_near(shape.split(y), plain_heads(x, gain.double(), (cos.double(), sin.double()), shape), bound)
     assert_near([inverse[:, : -shape.kv_heads]], [inverses(x, shape)], bound)
