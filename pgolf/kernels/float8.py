@@ -8,6 +8,7 @@ Each operand has 3 bits of fraction; sums are float32. Gradients stay in bfloat1
 transposed copies, and the others write so much that they are bound by memory. Formats: Micikevicius et al. 2022.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ class Eighth(NamedTuple):
 
 def round_weight(w: Tensor) -> Eighth:
     """w [rows, inner] with its largest entry at the top of the range."""
-    scale = w.abs().amax().clamp_min(LEAST).float() / LARGEST
+    scale = torch.linalg.vector_norm(w, math.inf, dtype=torch.float32).clamp_min_(LEAST).div_(LARGEST)
     return Eighth((w / scale).to(KIND).contiguous(), scale)
 
 
