@@ -10,6 +10,7 @@ Each operand has 3 bits of fraction; sums are float32. The other gradients stay 
 need transposed copies. Formats: Micikevicius et al. 2022.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -36,7 +37,7 @@ class Eighth(NamedTuple):
 
 def round_weight(w: Tensor) -> Eighth:
     """w [rows, inner] with its largest entry at the top of the range."""
-    scale = w.abs().amax().clamp_min(LEAST).float() / LARGEST
+    scale = torch.linalg.vector_norm(w, math.inf, dtype=torch.float32).clamp_min_(LEAST).div_(LARGEST)
     return Eighth((w / scale).to(KIND).contiguous(), scale)
 
 

@@ -35,11 +35,14 @@ class LocalClip:
     def add(self) -> None:
         """Clip the gradient that has just been computed, put it by and clear it."""
         torch.nn.utils.clip_grad_norm_(self.parameters, self.limit)
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                held = self.sums.get(parameter)
-                self.sums[parameter] = parameter.grad if held is None else held.add_(parameter.grad)
-                parameter.grad = None
+        found = {parameter: parameter.grad for parameter in self.parameters if parameter.grad is not None}
+        for dtype in {grad.dtype for grad in found.values()}:  # all of one type are added by one kernel
+            again = [p for p, grad in found.items() if p in self.sums and grad.dtype == dtype]
+            if again:
+                torch._foreach_add_([self.sums[p] for p in again], [found[p] for p in again])
+        self.sums = found | self.sums
+        for parameter in found:
+            parameter.grad = None
 
     def finish(self) -> None:
         """Give every parameter its sum."""

@@ -6,7 +6,7 @@ when it comes again; both on a stream of their own. All graphs share their memor
 gradients.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import compress
 from typing import NamedTuple
 
@@ -44,17 +44,18 @@ class Replay:
                 self.kinds[key] = None
                 return self._eager(kind, moved)
             captured = self.kinds[key] = self._capture(kind, moved)
-        for held, new in zip(captured.inputs, inputs, strict=True):
-            if held is not None and new is not None:
-                held.copy_(new, non_blocking=True)
+        for place, given in zip(captured.inputs, inputs, strict=True):
+            if place is not None and given is not None:
+                place.copy_(given, non_blocking=True)
         captured.graph.replay()
         found = list(compress(zip(self.parameters, self.gradients, strict=True), captured.gives))
-        pairs = [(parameter.grad, gradient) for parameter, gradient in found if parameter.grad is not None]
-        if pairs:
-            torch._foreach_add_(*map(list, zip(*pairs, strict=True)))
-        for parameter, gradient in found:
-            if parameter.grad is None:
-                parameter.grad = gradient.clone()  # the next replay writes over it
+        for held, new in _by_type((p.grad, gradient) for p, gradient in found if p.grad is not None):
+            torch._foreach_add_(held, new)
+        fresh = [(p, gradient, torch.empty_like(gradient)) for p, gradient in found if p.grad is None]
+        for held, new in _by_type((own, gradient) for _, gradient, own in fresh):  # the next replay writes over it
+            torch._foreach_copy_(held, new)
+        for parameter, _, own in fresh:
+            parameter.grad = own
         return self.result.clone()
 
     def _eager(self, kind: Hashable, inputs: Inputs) -> Tensor:
@@ -73,11 +74,22 @@ class Replay:
         with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
             self.result.copy_(self.run(kind, *inputs))
             found = [parameter.grad for parameter in self.parameters]
-            pairs = [(held, new) for held, new in zip(self.gradients, found, strict=True) if new is not None]
-            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))  # type: ignore[arg-type]
+            pairs = zip(self.gradients, found, strict=True)
+            for kept, given in _by_type((held, new) for held, new in pairs if new is not None):
+                torch._foreach_copy_(kept, given)
         self._give(before)
         return Captured(graph, inputs, [each is not None for each in found])
 
     def _give(self, gradients: Sequence[Tensor | None]) -> None:
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
+
+
+def _by_type(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """The firsts and the seconds of pairs of one type: of several, foreach functions launch a kernel each."""
+    groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for first, second in pairs:
+        firsts, seconds = groups.setdefault(first.dtype, ([], []))
+        firsts.append(first)
+        seconds.append(second)
+    yield from groups.values()

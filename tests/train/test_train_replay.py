@@ -50,7 +50,7 @@ def on_cpu(monkeypatch):
 @pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("cleared", [False, True], ids=["added up", "taken after each"])
 def test_gradients_add_up_like_those_of_backward(cleared):
-    first, second = (nn.Parameter(torch.randn(3, dtype=torch.float64)) for _ in range(2))
+    first, second = (nn.Parameter(torch.randn(3, dtype=dtype)) for dtype in (torch.float64, torch.float32))
 
     def run(kind, x, other):
         loss = (first * x).pow(kind).sum() + (0 if other is None else (second * other).sum())
