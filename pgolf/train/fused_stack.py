@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pgolf.kernels.final_norm import final_backward, final_forward
 from pgolf.kernels.skip import skip_backward, skip_forward
@@ -21,15 +21,18 @@ if TYPE_CHECKING:
 
 
 class Branches:
-    """The aliases of a forward pass, in the order of their streams: skips read the last one first."""
+    """The aliases of a forward pass, in the order of their streams: skips read the last one first. And the rows of its
+    parameters.
+    """
 
     def __init__(self) -> None:
         self.kept: list[tuple[Tensor, Tensor]] = []
+        self.rows: dict[nn.Parameter, tuple[Tensor, ...]] = {}
         self.wanted = False
 
     def begin(self, wanted: bool) -> None:
         """A forward pass, or the end of a backward pass: nothing of another one is kept."""
-        self.kept, self.wanted = [], wanted
+        self.kept, self.rows, self.wanted = [], {}, wanted
 
     def add(self, x: Tensor, alias: Tensor) -> None:
         """What the first reader of x returned of it."""
@@ -43,6 +46,16 @@ class Branches:
                 del self.kept[place:]
                 return alias
         return x.flatten(0, -2)
+
+    def row(self, table: nn.Parameter, row: Tensor) -> Tensor:
+        """That row of a table [n, d], cut together with all others: their gradients make the table's at once, where
+        each by itself would fill one with zeros and add it.
+        """
+        if not self.wanted:
+            return row
+        if table not in self.rows:
+            self.rows[table] = table.unbind()
+        return self.rows[table][(row.storage_offset() - table.storage_offset()) // table.stride(0)]
 
 
 class Skip(torch.autograd.Function):
@@ -86,12 +99,14 @@ class FinalNorm(torch.autograd.Function):
 class Stack:
     """The functions that stand in for those of a model; its blocks share `branches`."""
 
-    def __init__(self, branches: Branches) -> None:
-        self.branches = branches
+    def __init__(self, model: GPT, branches: Branches) -> None:
+        self.weights, self.gates, self.branches = model.skip_weights, model.skip_gates, branches
 
     def skip(self, x: Tensor, skip: Tensor, weight: Tensor, gate: Tensor | None) -> Tensor:
         """`GPT.skip`."""
-        s = None if skip is x else self.branches.of(skip)
+        s, weight = None if skip is x else self.branches.of(skip), self.branches.row(self.weights, weight)
+        if gate is not None and self.gates is not None:
+            gate = self.branches.row(self.gates, gate)
         out, alias = Skip.apply(x.flatten(0, -2), s, weight, gate)  # type: ignore[no-untyped-call]
         self.branches.add(x, alias)
         return out.view_as(x)  # type: ignore[no-any-return]
@@ -108,7 +123,7 @@ def final_norm(x: "Tensor | Lanes") -> Tensor:
 
 def stack_functions(model: GPT, branches: Branches) -> Iterator[tuple[GPT, str, Any]]:
     """(model, name, what is to stand there)."""
-    yield model, "skip", Stack(branches).skip
+    yield model, "skip", Stack(model, branches).skip
     yield model, "norm", final_norm
     if model.lane_form is not None and model.config.stack_runs == 1:
         from pgolf.model.lanes import mean

@@ -1,5 +1,7 @@
 """Skips and the end of the stack: passes against double precision, whole models against plain ones."""
 
+import collections
+
 import interpreter  # noqa: F401  before the kernels are defined
 import pytest
 import torch
@@ -73,19 +75,22 @@ def test_models_train_alike(changes, epilogues, monkeypatch):
 
 
 def kept(model):
-    return model.blocks[0].forward.__self__.chain.branches.kept
+    branches = model.blocks[0].forward.__self__.chain.branches
+    return [*branches.kept, *branches.rows]
 
 
 class Additions(TorchDispatchMode):
-    """Counts those of tensors of one size, in place too."""
+    """Counts those of tensors of each size: autograd's, and in place."""
 
-    def __init__(self, size):
+    def __init__(self):
         super().__init__()
-        self.size, self.count = size, 0
+        self.made, self.in_place = collections.Counter(), collections.Counter()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        self.count += function.name() in ("aten::add.Tensor", "aten::add_.Tensor") and result.numel() == self.size
+        kinds = {"aten::add.Tensor": self.made, "aten::add_.Tensor": self.in_place}
+        if function.name() in kinds:
+            kinds[function.name()][result.numel()] += 1
         return result
 
 
@@ -94,7 +99,7 @@ class Additions(TorchDispatchMode):
 def test_gradients_of_streams_are_not_added_up_by_passes_of_their_own(monkeypatch):
     """Of four encoder outputs three are read by a block and by a skip, without epilogues an addition each; the fourth
     is both streams of a skip. The stream where the lanes split is read by a skip and by the second lane. What is left
-    is the embedding, which the first block reads twice.
+    is the embedding, which the first block reads twice. Rows of parameters are not added up one by one either.
     """
     monkeypatch.setattr(epilogue, "present", lambda: False)
     model = blocks.write_out(blocks.build(**DEEP))
@@ -103,9 +108,11 @@ def test_gradients_of_streams_are_not_added_up_by_passes_of_their_own(monkeypatc
     ids, targets = torch.randint(blocks.VOCAB, (2, 1, blocks.LENGTH))
     loss = model.losses(ids, targets).sum()
     assert kept(model)
-    with Additions(blocks.LENGTH * 16) as seen:
+    with Additions() as seen:
         loss.backward()
-    assert seen.count == 3 + 1
+    streams = blocks.LENGTH * 16
+    assert (seen.made[streams], seen.in_place[streams]) == (1, 3)
+    assert seen.made[model.skip_weights.numel()] == 0
     assert not kept(model)
 
 
