@@ -70,7 +70,8 @@ def losses_and_residuals(hidden: Tensor, embedding: Tensor, targets: Tensor, sof
     block = triton.next_power_of_2(vocab)
     warps = min(max(block // COLUMNS_PER_WARP, 1), 16)
     ptx = logits.device.type == "cuda"
-    _loss_rows[(len(logits),)](logits, targets, losses, softcap, vocab, block, ptx, num_warps=warps, maxnreg=REGISTERS)
+    most = REGISTERS if block <= warps * COLUMNS_PER_WARP else None
+    _loss_rows[(len(logits),)](logits, targets, losses, softcap, vocab, block, ptx, num_warps=warps, maxnreg=most)
     return losses, logits
 
 
