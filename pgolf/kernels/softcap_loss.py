@@ -18,22 +18,47 @@ from torch import Tensor
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 COLUMNS_PER_WARP = 1024
 """Columns of a row that a warp holds: 32 values a thread."""
+REGISTERS = 80
+"""Of a thread: three rows of 8192 columns are on a multiprocessor at once, one read while another is computed."""
 
 
 @triton.jit
-def _loss_rows(logits, targets, losses, softcap, VOCAB: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _exp2(x, PTX: tl.constexpr):  # type: ignore[no-untyped-def]
+    if PTX:  # one instruction; Triton's own scales, so as to keep subnormal results, which count for nothing here
+        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+    return tl.exp2(x)
+
+
+@triton.jit
+def _sigma(z, inner, PTX: tl.constexpr):  # type: ignore[no-untyped-def]
+    below = 1.0 + _exp2(z * inner, PTX)
+    if PTX:
+        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [below], tl.float32, True, 1)
+    return 1.0 / below
+
+
+@triton.jit
+def _loss_rows(  # type: ignore[no-untyped-def]
+    logits, targets, losses, softcap, VOCAB: tl.constexpr, BLOCK: tl.constexpr, PTX: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, BLOCK)
-    place, inside = logits + row * VOCAB + columns, columns < VOCAB
-    z = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-    sigma = 1.0 / (1.0 + tl.exp2(z * (-2.0 * LOG2_E / softcap)))
-    below = (sigma - 1.0) * (2.0 * LOG2_E * softcap)  # y - C, in bits
-    powers = tl.where(inside, tl.exp2(below), 0.0)
+    columns, first = tl.arange(0, BLOCK), logits + row * VOCAB
+    target = tl.load(targets + row).to(tl.int32)
+    z_target = tl.load(first + target).to(tl.float32)  # before the sums, at which all warps meet; then it is written
+    z = tl.load(first + columns, mask=columns < VOCAB, other=0.0).to(tl.float32)
+    inner, outer = -2.0 * LOG2_E / softcap, 2.0 * LOG2_E * softcap
+    sigma = _sigma(z, inner, PTX)
+    powers = _exp2(sigma * outer - outer, PTX)  # of y - C in bits
+    if BLOCK > VOCAB:
+        powers = tl.where(columns < VOCAB, powers, 0.0)
     total = tl.sum(powers)
-    is_target = columns == tl.load(targets + row)
-    tl.store(losses + row, (tl.log2(total) - tl.sum(tl.where(is_target, below, 0.0))) / LOG2_E)
-    share = powers * (1.0 / total) - tl.where(is_target, 1.0, 0.0)
-    tl.store(place, share * (4.0 * sigma * (1.0 - sigma)), mask=inside)
+    pulls = powers * (sigma - sigma * sigma)
+    of_target = _sigma(z_target, inner, PTX)
+    below = of_target * outer - outer
+    tl.store(losses + row, (tl.log2(total) - below) / LOG2_E)
+    share = 4.0 / total
+    at_target = (_exp2(below, PTX) * share - 4.0) * (of_target - of_target * of_target)
+    tl.store(first + columns, tl.where(columns == target, at_target, pulls * share), mask=columns < VOCAB)
 
 
 @torch.library.custom_op("pgolf::softcap_loss", mutates_args=())
@@ -44,7 +69,9 @@ def losses_and_residuals(hidden: Tensor, embedding: Tensor, targets: Tensor, sof
     vocab = len(embedding)
     block = triton.next_power_of_2(vocab)
     warps = min(max(block // COLUMNS_PER_WARP, 1), 16)
-    _loss_rows[(len(logits),)](logits, targets, losses, softcap, vocab, block, num_warps=warps)
+    ptx = logits.device.type == "cuda"
+    most = REGISTERS if block <= warps * COLUMNS_PER_WARP else None
+    _loss_rows[(len(logits),)](logits, targets, losses, softcap, vocab, block, ptx, num_warps=warps, maxnreg=most)
     return losses, logits
 
 

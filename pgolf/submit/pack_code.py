@@ -108,6 +108,7 @@ OPTIONAL: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "pgolf.train.finishing": lambda params: any(
         params["train"]["finish"][key] for key in ("replay_batches", "distill_steps")
     ),
+    "pgolf.train.huber": lambda params: params["train"]["muon"]["huber"] is not None,
     "pgolf.train.mousse": lambda params: params["train"]["muon"]["mousse"],
     "pgolf.train.norms": lambda params: params["train"]["clip"] == "global",
     "pgolf.train.recorder": lambda params: False,  # a submission runs once: no trace, no resumable states

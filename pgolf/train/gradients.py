@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 
 def selective_mean(losses: Tensor, fraction: float) -> Tensor:
@@ -24,27 +25,28 @@ def selective_mean(losses: Tensor, fraction: float) -> Tensor:
     return losses.flatten().topk(kept, sorted=False).values.mean()
 
 
-class LocalClip:
-    """Sums the clipped gradients of parts; `add` after every backward pass, `finish` after the last."""
+def descend(weights: list[Tensor], directions: list[Tensor], rate: float | Tensor, decay: float = 0) -> None:
+    """w <- w - rate (x + decay w), in one pass over tensors of equal strides; a rate may lie on the device."""
+    off = dict.fromkeys(("momentum", "dampening", "nesterov", "maximize"), False)
+    sgd(weights, directions, [None] * len(weights), fused=True, weight_decay=decay, lr=rate, **off)  # type: ignore[arg-type]
 
-    def __init__(self, parameters: Sequence[nn.Parameter], limit: float) -> None:
-        """`limit` is that of one part, whose loss may be scaled already."""
-        self.parameters, self.limit = parameters, limit
-        self.sums: dict[nn.Parameter, Tensor] = {}
 
-    def add(self) -> None:
-        """Clip the gradient that has just been computed, put it by and clear it."""
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.limit)
-        found = {parameter: parameter.grad for parameter in self.parameters if parameter.grad is not None}
-        for dtype in {grad.dtype for grad in found.values()}:  # all of one type are added by one kernel
-            again = [p for p, grad in found.items() if p in self.sums and grad.dtype == dtype]
-            if again:
-                torch._foreach_add_([self.sums[p] for p in again], [found[p] for p in again])
-        self.sums = found | self.sums
-        for parameter in found:
-            parameter.grad = None
+@torch.no_grad()
+def add(parameters: Sequence[nn.Parameter], sums: Sequence[Tensor | None], limit: Tensor | None = None) -> None:
+    """Make the sums the gradients of parameters, after adding in place the gradients g that these have.
 
-    def finish(self) -> None:
-        """Give every parameter its sum."""
-        for parameter, total in self.sums.items():
-            parameter.grad = total
+    sum <- sum + g min(1, limit / |g|)
+    """
+    totals, grads = [], []
+    rate: float | Tensor = -1.0
+    for parameter, total in zip(parameters, sums, strict=True):
+        held = total
+        if parameter.grad is not None:
+            grads.append(parameter.grad)
+            held = torch.zeros_like(parameter) if total is None else total
+            totals.append(held)
+        parameter.grad = held
+    if limit is not None:
+        norm = torch.stack(torch._foreach_norm(grads)).float().norm()  # type: ignore[arg-type]
+        rate = -(limit / (norm + 1e-6)).clamp_max(1)
+    descend(totals, grads, rate)

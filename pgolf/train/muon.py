@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from pgolf import ranks
 from pgolf.train.config import LateConfig, MuonConfig
+from pgolf.train.gradients import descend
 from pgolf.train.groups import layer_of
 
 STANDARD = ((3.4445, -4.7750, 2.0315),)
@@ -66,15 +67,6 @@ def filled(matrices: Sequence[Tensor]) -> Tensor:
     """Matrices of one shape as a stack [B, m, n], zeros added up to a multiple of the number of processes."""
     missing = -len(matrices) % ranks.world()
     return torch.stack([*matrices, *[torch.zeros_like(matrices[0])] * missing])
-
-
-def decay_(weights: Sequence[Tensor], amount: float, delta: float | None = None) -> None:
-    """p <- p - amount p in place; with `delta`, p - amount clip(p, -delta, delta): the gradient of Huber's function."""
-    if delta is None:
-        torch._foreach_mul_(list(weights), 1 - amount)
-    else:
-        clipped = torch._foreach_clamp_max(torch._foreach_clamp_min(list(weights), -delta), delta)
-        torch._foreach_add_(list(weights), clipped, alpha=-amount)
 
 
 class Muon:
@@ -118,7 +110,8 @@ class Muon:
     def direction(self, key: str, grad: Tensor, momentum: float) -> Tensor:
         """The orthogonal direction of the share's gradient [B, m, n], which is overwritten; takes it into the state."""
         config, share = self.config, self.share(key)
-        buffer = self.momentum[key][share].mul_(momentum).add_(grad)
+        buffer = self.momentum[key][share]
+        torch.add(grad, buffer, alpha=momentum, out=buffer)
         update = grad.add_(buffer, alpha=momentum)
         if config.mousse:
             from pgolf.train.mousse import precondition
@@ -153,16 +146,21 @@ class Muon:
             parameters = self.stacks[key]
             rows, cols = parameters[0].shape
             weights: list[Tensor] = list(parameters)
-            rate, huber = lr * self.factors[key], self.config.huber
-            decay_(weights, rate * self.config.weight_decay * decay, huber and huber / cols**0.5)
-            x = x[: len(weights)].to(weights[0].dtype)
-            torch._foreach_add_(weights, list(x.unbind()), alpha=-rate * max(1, rows / cols) ** 0.5)
+            rate, shrink, stretch = lr * self.factors[key], self.config.weight_decay * decay, max(1, rows / cols) ** 0.5
+            if self.config.huber:
+                from pgolf.train.huber import decay_
+
+                decay_(weights, rate * shrink, self.config.huber / cols**0.5)
+                shrink = 0
+            x = x[: len(weights)].contiguous().to(weights[0].dtype)
+            descend(weights, list(x), rate * stretch, shrink / stretch)
 
     def _arriving(self, key: str, momentum: float) -> tuple[Tensor, dist.Work | None]:
         """The directions of a whole stack, and what to wait for before they are read."""
         if ranks.world() == 1:
-            grad = torch.stack([parameter.grad for parameter in self.stacks[key]])  # type: ignore[misc]
-            return self.direction(key, grad.to(self.momentum[key].dtype), momentum), None
+            grad = torch.empty_like(self.momentum[key])
+            torch._foreach_copy_(list(grad), [parameter.grad for parameter in self.stacks[key]])  # type: ignore[misc]
+            return self.direction(key, grad, momentum), None
         x = self.direction(key, self.summed(key).to(self.momentum[key].dtype), momentum)
         whole = x.new_empty(self.momentum[key].shape)
         return whole, _all_gather(whole, x.contiguous(), async_op=True)

@@ -16,7 +16,7 @@ from pgolf.train.averaging import EMA
 from pgolf.train.compiled import compile_model, plain_model
 from pgolf.train.config import TrainConfig
 from pgolf.train.exchange import Exchange
-from pgolf.train.gradients import LocalClip, selective_mean
+from pgolf.train.gradients import add, selective_mean
 from pgolf.train.groups import layer_of, split_parameters
 from pgolf.train.muon import Muon
 from pgolf.train.schedule import ALL_RUNS, Settings, settings
@@ -56,10 +56,11 @@ class Trainer:
             compile_model(model, mode=config.compile_mode)
         self.graphs = cuda and config.graphs
         self.run: Callable[..., Tensor] = self._micro_batch
+        self.parameters = list(model.parameters())
         if self.graphs:
             from pgolf.train.replay import Replay
 
-            self.run = Replay(self._micro_batch, list(model.parameters()))
+            self.run = Replay(self._micro_batch, self.parameters)
 
     def backward(self, batches: Iterator[Batch], now: Settings) -> Tensor:
         """Average the gradients of one step's micro-batches; returns the mean loss of all tokens, nats per token.
@@ -69,22 +70,17 @@ class Trainer:
         """
         self.model.runs = min(now.runs, self.model.config.loop_runs)
         total, share = torch.zeros((), device=self.device), torch.tensor(1 / now.micro_batches)
-        parts = None
-        if self.config.clip == "local":
-            parts = LocalClip(list(self.model.parameters()), self.config.grad_clip / now.micro_batches)
         with self._rounded(now.quantized):
             for _ in range(now.micro_batches // ranks.world()):
                 total += self.run(self.model.runs, *cut_rows(next(batches), now.seq_len), share)
-                if parts is not None:
-                    parts.add()
-        if parts is not None:
-            parts.finish()
         if self.exchange is not None:
             self.exchange.launch(total)
         return total
 
     def _micro_batch(self, runs: int, *batch: Any) -> Tensor:
-        """Gradients of one micro-batch's part of the loss, which is returned; `runs` are the model's already."""
+        """Add the gradients of one micro-batch's part of the loss, which is returned, each part clipped by itself where
+        that is local; `runs` are the model's already.
+        """
         moved: list[Any] = [each if each is None else each.to(self.device, non_blocking=True) for each in batch]
         ids, targets, cu_seqlens, share = moved
         segments = None
@@ -92,7 +88,10 @@ class Trainer:
             torch._dynamo.maybe_mark_dynamic(cu_seqlens, 0)  # one graph for any number of documents
             segments = Segments(cu_seqlens, self.config.seq_len)
         losses = self.model.losses(ids, targets, segments)
+        before = [parameter.grad for parameter in self.parameters]
+        self.model.zero_grad()
         selective_mean(losses, self.config.token_fraction).backward(share)  # type: ignore[no-untyped-call]
+        add(self.parameters, before, self.config.grad_clip * share if self.config.clip == "local" else None)
         return losses.detach().mean() * share  # type: ignore[no-any-return]
 
     def update(self, now: Settings) -> None:

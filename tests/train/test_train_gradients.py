@@ -10,7 +10,7 @@ from pgolf.data.batches import Batch
 from pgolf.model.config import ModelConfig
 from pgolf.train.config import TrainConfig
 from pgolf.train.exchange import Exchange
-from pgolf.train.gradients import LocalClip, selective_mean
+from pgolf.train.gradients import add, selective_mean
 from pgolf.train.norms import clip_globally
 from pgolf.train.run import cast_embedding
 from pgolf.train.schedule import settings
@@ -101,14 +101,32 @@ def test_an_update_with_local_clipping_does_not_clip_again():
 
 def test_a_parameter_without_gradient_gets_none():
     used, unused = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
-    clip = LocalClip([used, unused], 1.0)
     for _ in range(2):
+        before, used.grad = [used.grad, unused.grad], None
         (3 * used).sum().backward()
-        clip.add()
-        assert used.grad is None
-    clip.finish()
+        add([used, unused], before, torch.tensor(1.0))
     torch.testing.assert_close(used.grad, torch.full((2,), 2 / 2**0.5))
     assert unused.grad is None
+
+
+@pytest.mark.parametrize("limit", [None, 0.7, 1e3])
+def test_sums_stay_in_their_place_and_get_the_clipped_gradients(limit):
+    torch.manual_seed(0)
+    shapes, types = [(3, 4), (5,), (2, 2), (4,)], [torch.float64, torch.float32, torch.bfloat16, torch.float32]
+    parameters = [torch.nn.Parameter(torch.zeros(s, dtype=t)) for s, t in zip(shapes, types, strict=True)]
+    sums = [*(torch.randn(p.shape).to(p.dtype) for p in parameters[:3]), None]
+    started = [total if total is None else total.double() for total in sums]
+    new = [torch.randn(p.shape).to(p.dtype) for p in parameters]
+    for parameter, gradient in list(zip(parameters, new, strict=True))[1:]:
+        parameter.grad = gradient.clone()  # of the first there is none
+    add(parameters, sums, None if limit is None else torch.tensor(limit))
+    factor = 1 if limit is None else min(1, limit / norm(new[1:]))
+    expected = [started[0], *(s + factor * g.double() for s, g in zip(started[1:3], new[1:3], strict=True))]
+    expected.append(factor * new[3].double())
+    for parameter, total, wanted in zip(parameters, sums, expected, strict=True):
+        assert total is None or parameter.grad is total
+        rough = parameter.dtype == torch.bfloat16
+        torch.testing.assert_close(parameter.grad.double(), wanted, rtol=4e-3 if rough else 1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(("fraction", "kept"), [(1.0, 10), (0.5, 5), (0.41, 5), (0.01, 1)])

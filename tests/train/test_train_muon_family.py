@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from pgolf.train.config import LateConfig, MuonConfig
+from pgolf.train.huber import decay_
 from pgolf.train.mousse import precondition
-from pgolf.train.muon import POLAR_EXPRESS, Muon, decay_, newton_schulz, unit_rows
+from pgolf.train.muon import POLAR_EXPRESS, Muon, newton_schulz, unit_rows
 
 NONE_LATE = LateConfig()
 

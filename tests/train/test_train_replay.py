@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from pgolf.train.gradients import add
 from pgolf.train.replay import Replay
 
 
@@ -30,16 +31,17 @@ def on_cpu(monkeypatch):
     capture = Replay._capture
 
     def captured(self, kind, inputs):
+        """A capture computes nothing; what is replayed works on the very tensors that there were."""
+        places, values = [p.grad for p in self.parameters], [g.clone() for g in self.gradients]
         found = capture(self, kind, inputs)
+        for gradient, value in zip(self.gradients, values, strict=True):
+            gradient.copy_(value)
 
         def again():
-            kept = [parameter.grad for parameter in self.parameters]
-            self._give([None] * len(kept))
+            now = [p.grad for p in self.parameters]
+            give(self.parameters, places)
             self.result.copy_(self.run(kind, *inputs))
-            for held, parameter in zip(self.gradients, self.parameters, strict=True):
-                if parameter.grad is not None:
-                    held.copy_(parameter.grad)
-            self._give(kept)
+            give(self.parameters, now)
 
         found.graph.again = again
         return found
@@ -47,28 +49,57 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(Replay, "_capture", captured)
 
 
+def give(parameters, gradients):
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+
+
+def copies(*tensors):
+    return tuple(None if tensor is None else tensor.clone() for tensor in tensors)
+
+
 @pytest.mark.usefixtures("on_cpu")
-@pytest.mark.parametrize("cleared", [False, True], ids=["added up", "taken after each"])
-def test_gradients_add_up_like_those_of_backward(cleared):
-    first, second = (nn.Parameter(torch.randn(3, dtype=dtype)) for dtype in (torch.float64, torch.float32))
+@pytest.mark.parametrize("limit", [None, 0.5], ids=["all", "clipped"])
+@pytest.mark.parametrize("cleared", [0, 1, 3], ids=["added up", "taken after each", "taken after three"])
+def test_gradients_add_up_like_those_of_backward(cleared, limit):
+    torch.manual_seed(0)
+    first, second = (nn.Parameter(torch.randn(3, dtype=torch.float64)) for _ in range(2))
 
     def run(kind, x, other):
+        before = [first.grad, second.grad]
+        first.grad = second.grad = None
         loss = (first * x).pow(kind).sum() + (0 if other is None else (second * other).sum())
         loss.backward()
+        add([first, second], before, limit and torch.tensor(limit))
         return loss.detach().float()
 
     replayed, taken, expected = Replay(run, [first, second]), [], []
     inputs = [(kind, torch.randn(3, dtype=torch.float64), other) for kind in (2, 3) for other in (None, torch.ones(3))]
     for function, found in ((replayed, taken), (run, expected)):
         first.grad = second.grad = None
-        for each in [each for each in inputs for _ in range(4)]:
-            loss = function(*each)
-            found.append((loss.clone(), first.grad, second.grad))
-            if cleared:
+        for count, each in enumerate([*inputs, *inputs[::-1], *inputs, *inputs, *inputs[::-1]]):
+            found.append(copies(function(*each), first.grad, second.grad))
+            if cleared and count % cleared == 0:
                 first.grad = second.grad = None
-        found.append((first.grad, second.grad))
-    assert len(replayed.kinds) == 4
+    assert len(replayed.graphs) == 4
+    assert all(any(given) for given in replayed.given.values())
     for ours, theirs in zip(taken, expected, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             assert (a is None) == (b is None)
             assert a is None or torch.allclose(a, b)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_run_adds_to_gradients_of_others():
+    weight = nn.Parameter(torch.ones(2))
+
+    def run(kind, x):
+        (weight * x).sum().backward()
+        return torch.zeros(())
+
+    replayed = Replay(run, [weight])
+    for _ in range(3):
+        theirs = weight.grad = torch.tensor([5.0, 7.0])
+        replayed(0, torch.tensor([1.0, 2.0]))
+        assert weight.grad.tolist() == [6.0, 9.0]
+    assert theirs.tolist() == [5.0, 7.0]  # a graph adds in its own place
