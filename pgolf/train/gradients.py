@@ -27,7 +27,7 @@ def selective_mean(losses: Tensor, fraction: float) -> Tensor:
 
 def descend(weights: list[Tensor], directions: list[Tensor], rate: float | Tensor, decay: float = 0) -> None:
     """w <- w - rate (x + decay w), on CUDA in one pass over tensors of equal strides; a rate may lie on the device."""
-    fused = any(weight.is_cuda for weight in weights)  # torch 2.13's on a CPU leaves long bfloat16 tensors as they are
+    fused = weights[0].is_cuda  # torch 2.13's on a CPU leaves long bfloat16 tensors as they are
     sgd(
         weights, directions, [None] * len(weights), fused=fused, weight_decay=decay, momentum=0, lr=rate, dampening=0,  # type: ignore[arg-type]
         nesterov=False, maximize=False,
@@ -41,7 +41,7 @@ def add(parameters: Sequence[nn.Parameter], sums: Sequence[Tensor | None], limit
     sum <- sum + g min(1, limit / |g|)
     """
     totals, grads = [], []
-    rate: float | Tensor = -1.0
+    rate = torch.tensor(-1.0)
     for parameter, total in zip(parameters, sums, strict=True):
         grad, parameter.grad = parameter.grad, total
         if grad is not None:
