@@ -26,9 +26,12 @@ def selective_mean(losses: Tensor, fraction: float) -> Tensor:
 
 
 def descend(weights: list[Tensor], directions: list[Tensor], rate: float | Tensor, decay: float = 0) -> None:
-    """w <- w - rate (x + decay w), in one pass over tensors of equal strides; a rate may lie on the device."""
-    off = dict.fromkeys(("momentum", "dampening", "nesterov", "maximize"), False)
-    sgd(weights, directions, [None] * len(weights), fused=True, weight_decay=decay, lr=rate, **off)  # type: ignore[arg-type]
+    """w <- w - rate (x + decay w), on CUDA in one pass over tensors of equal strides; a rate may lie on the device."""
+    fused = weights[0].is_cuda  # torch 2.13's on a CPU leaves long bfloat16 tensors as they are
+    sgd(
+        weights, directions, [None] * len(weights), fused=fused, weight_decay=decay, momentum=0, lr=rate, dampening=0,  # type: ignore[arg-type]
+        nesterov=False, maximize=False,
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -38,14 +41,13 @@ def add(parameters: Sequence[nn.Parameter], sums: Sequence[Tensor | None], limit
     sum <- sum + g min(1, limit / |g|)
     """
     totals, grads = [], []
-    rate: float | Tensor = -1.0
+    rate = torch.tensor(-1.0)
     for parameter, total in zip(parameters, sums, strict=True):
-        held = total
-        if parameter.grad is not None:
-            grads.append(parameter.grad)
-            held = torch.zeros_like(parameter) if total is None else total
-            totals.append(held)
-        parameter.grad = held
+        grad, parameter.grad = parameter.grad, total
+        if grad is not None:
+            parameter.grad = torch.zeros_like(grad) if total is None else total
+            grads.append(grad)
+            totals.append(parameter.grad)
     if limit is not None:
         norm = torch.stack(torch._foreach_norm(grads)).float().norm()
         rate = -(limit / (norm + 1e-6)).clamp_max(1)

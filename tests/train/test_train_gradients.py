@@ -112,7 +112,7 @@ def test_a_parameter_without_gradient_gets_none():
 @pytest.mark.parametrize("limit", [None, 0.7, 1e3])
 def test_sums_stay_in_their_place_and_get_the_clipped_gradients(limit):
     torch.manual_seed(0)
-    shapes, types = [(3, 4), (5,), (2, 2), (4,)], [torch.float64, torch.float32, torch.bfloat16, torch.float32]
+    shapes, types = [(3, 4), (5,), (9, 40), (4,)], [torch.float64, torch.float32, torch.bfloat16, torch.float32]
     parameters = [torch.nn.Parameter(torch.zeros(s, dtype=t)) for s, t in zip(shapes, types, strict=True)]
     sums = [*(torch.randn(p.shape).to(p.dtype) for p in parameters[:3]), None]
     started = [total if total is None else total.double() for total in sums]
@@ -126,7 +126,7 @@ def test_sums_stay_in_their_place_and_get_the_clipped_gradients(limit):
     for parameter, total, wanted in zip(parameters, sums, expected, strict=True):
         assert total is None or parameter.grad is total
         rough = parameter.dtype == torch.bfloat16
-        torch.testing.assert_close(parameter.grad.double(), wanted, rtol=4e-3 if rough else 1e-3, atol=1e-6)
+        torch.testing.assert_close(parameter.grad.double(), wanted, rtol=4e-3, atol=4e-3 if rough else 1e-6)
 
 
 @pytest.mark.parametrize(("fraction", "kept"), [(1.0, 10), (0.5, 5), (0.41, 5), (0.01, 1)])
