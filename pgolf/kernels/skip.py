@@ -19,8 +19,8 @@ from pgolf.kernels.launch import shares
 
 FORWARD_ROWS = 4
 """Tokens of a program."""
-ROWS = 4
-"""Tokens that a program of the backward pass holds at a time."""
+ROWS = 8
+"""Tokens that a program of the backward pass holds at a time; the fastest of 2, 4, 8 and 16 on an H100."""
 
 
 @triton.jit

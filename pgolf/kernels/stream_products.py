@@ -92,20 +92,20 @@ def _past_mix_of_lane(
 
 TILES = {
     "into_stream": Tile(128, 128, (1, 2), pingpong=True),
-    "into_stream8": Tile(),
+    "into_stream8": Tile(128, 128, (1, 2), pingpong=True),
     "added": Tile(128, 128, (1, 2), pingpong=True),
-    "added8": Tile(),
-    "scaled8": Tile(),
+    "added8": Tile(128, 128, (1, 2), pingpong=True),
+    "scaled8": Tile(128, 128, (1, 2), pingpong=True),
     "hidden": Tile(128, 192, (2, 1), pingpong=True),
     "hidden8": Tile(),
     "hidden_backward": Tile(128, 128, (1, 2), pingpong=True),
-    "hidden_backward8": Tile(128, 128, (1, 2), pingpong=True),
+    "hidden_backward8": Tile(),
     "hidden_backward_also8": Tile(128, 128, (1, 2), pingpong=True),
     "past_norm": Tile(128, 128, (1, 2), pingpong=True),
     "past_norm8": Tile(128, 128, (1, 2), pingpong=True),
     "past_mix": Tile(64, 128, (2, 1), pingpong=True),
 }
-"""The fastest of those tried on an H100 at the training's shapes (docs/performance.md), none of 8 bits among them."""
+"""The fastest of those tried on an H100 at the training's shapes (docs/performance.md)."""
 into_stream = Product(_into_stream, ("squares",), tile=TILES["into_stream"])
 """(z, Wo', out, c=h)."""
 into_stream8 = Product(_into_stream8, ("squares",), also=("h8",), tile=TILES["into_stream8"])
