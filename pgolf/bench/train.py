@@ -21,7 +21,7 @@ from pgolf.device import synchronize
 from pgolf.model.config import ModelConfig
 from pgolf.model.flops import forward_flops
 from pgolf.train.config import TrainConfig
-from pgolf.train.run import new_trainer, open_batches
+from pgolf.train.run import ahead, new_trainer, open_batches
 from pgolf.train.schedule import ALL_RUNS, Settings, settings
 from pgolf.train.trainer import Trainer
 
@@ -78,15 +78,16 @@ def measure_training(
     trainer.warm_up(open_batches(config, shards))
     synchronize(device)
     compiled = time.perf_counter() - started
-    batches, phases = open_batches(config, shards), []
+    phases = []
     context = attended(next(open_batches(config, shards)))
-    for looped in (False, True) if model_config.loop_runs > 1 else (False,):
-        now = settings(config, 0, 0.0)._replace(runs=ALL_RUNS if looped else 1)
-        seconds, peak = time_steps(trainer, batches, now, steps)
-        rate = now.micro_batches * config.micro_tokens / seconds
-        flops = 3 * forward_flops(model_config, vocab_size, context, looped) * rate
-        phases.append(Speed(looped, 1e3 * seconds, rate, flops, peak))
-    return Measured(compiled, phases, _kernels(trainer, batches, now))
+    with ahead(open_batches(config, shards), config, device) as batches:
+        for looped in (False, True) if model_config.loop_runs > 1 else (False,):
+            now = settings(config, 0, 0.0)._replace(runs=ALL_RUNS if looped else 1)
+            seconds, peak = time_steps(trainer, batches, now, steps)
+            rate = now.micro_batches * config.micro_tokens / seconds
+            flops = 3 * forward_flops(model_config, vocab_size, context, looped) * rate
+            phases.append(Speed(looped, 1e3 * seconds, rate, flops, peak))
+        return Measured(compiled, phases, _kernels(trainer, batches, now))
 
 
 def step(trainer: Trainer, batches: Iterator[Batch], now: Settings) -> None:

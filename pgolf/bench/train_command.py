@@ -1,28 +1,33 @@
 """`pgolf bench train`: the training step of params.yaml, compiled and beside it eager."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pgolf import paths
 from pgolf.console import console, table
 
+if TYPE_CHECKING:
+    from pgolf.bench.train import Measured
+
 SHOWN = 30
 """Kernels listed."""
-NAME = 60
-"""Characters of a kernel's name that are shown."""
+NAME, COMMON = 60, "kernel_cutlass_kernel_"
+"""Characters of a kernel's name that are shown, but for this beginning."""
+BETWEEN = "between kernels"
 
 
 def bench_train(
     steps: Annotated[int, typer.Option(help="Counted steps in each phase.", min=1)] = 20,
     eager: Annotated[bool, typer.Option(help="Also in eager torch, without kernels.")] = True,
+    out: Annotated[Path, typer.Option(help="File for all figures.")] = Path("scratch/bench-train.json"),
     params: Annotated[Path, typer.Option(help="Parameter file.")] = paths.PARAMS,
 ) -> None:
     """Tokens per second, MFU, memory and the kernels of a training step, on the tokens that are there."""
-    from pgolf import ranks
+    from pgolf import artifacts, ranks
     from pgolf.bench.agree import plain_twin
-    from pgolf.bench.parts import by_part
     from pgolf.bench.train import Measured, matmul_rate, measure_training
     from pgolf.data.tokens import open_tokens
     from pgolf.device import hardware_name, pick_device
@@ -42,6 +47,22 @@ def bench_train(
     ways = {"compiled" if compiles else "eager": measure(sections.train)}
     if compiles and eager:
         ways["eager"] = measure(plain_twin(sections.train))
+    hardware = hardware_name(device, ranks.world())
+    _show_speeds(ways, peak, f"training, {sections.train.batch_tokens:,} tokens a step, {hardware}")
+    _show_kernels(next(iter(ways.values())))
+    figures = {
+        way: {
+            "compile_seconds": measured.compile_seconds,
+            "phases": [phase._asdict() for phase in measured.phases],
+            "kernels": [kernel._asdict() for kernel in measured.kernels],
+        }
+        for way, measured in ways.items()
+    }
+    artifacts.write_json(out, {"hardware": hardware, "matmul_flops": peak, "ways": figures})
+    console.print(f"all kernels: {out}")
+
+
+def _show_speeds(ways: "Mapping[str, Measured]", peak: float, title: str) -> None:
     rows = [
         (
             way,
@@ -54,21 +75,31 @@ def bench_train(
         for way, measured in ways.items()
         for phase in measured.phases
     ]
-    columns = ("step", "recurrence", "ms", "tokens/s", "MFU", "peak GB")
-    hardware = hardware_name(device, ranks.world())
-    table(f"training, {sections.train.batch_tokens:,} tokens a step, {hardware}", columns, rows)
+    table(title, ("step", "recurrence", "ms", "tokens/s", "MFU", "peak GB"), rows)
     first, measured = next(iter(ways.items()))
     console.print(
         f"{first}: first pass of every graph {measured.compile_seconds:.1f} s; "
         f"matrix product {peak / 1e12:,.2f} TFLOP/s"
     )
+
+
+def _show_kernels(measured: "Measured") -> None:
+    from pgolf.bench.parts import by_part
+
     parts = [
         (part.name, f"{part.calls:g}", f"{part.milliseconds:.1f}", f"{100 * part.share:.1f} %")
         for part in by_part(measured.kernels)
     ]
+    idle = measured.phases[-1].milliseconds - sum(kernel.milliseconds for kernel in measured.kernels)
+    parts.append((BETWEEN, "", f"{idle:.1f}", ""))
     table("the last kind of step by part", ("part", "kernels", "ms", "share"), parts)
     shown = [
-        (kernel.name[:NAME], f"{kernel.calls:g}", f"{kernel.milliseconds:.2f}", f"{100 * kernel.share:.1f} %")
+        (
+            kernel.name.removeprefix(COMMON)[:NAME],
+            f"{kernel.calls:g}",
+            f"{kernel.milliseconds:.2f}",
+            f"{100 * kernel.share:.1f} %",
+        )
         for kernel in measured.kernels[:SHOWN]
     ]
     table("where the last kind of step goes", ("kernel", "calls", "ms", "share"), shown)

@@ -1,4 +1,4 @@
-"""`pgolf bench ranks`: two processes on a CPU measure what they say."""
+"""`pgolf bench train` and `pgolf bench ranks`: one process, and two, on a CPU measure what they say."""
 
 import itertools
 import json
@@ -33,6 +33,17 @@ def folder(mini_run: Path, tmp_path: Path) -> Path:
     params["train"].update(seq_len=16, micro_tokens=BATCH // 2, batch_tokens=BATCH)
     yaml.dump(params, tmp_path / paths.PARAMS)
     return tmp_path
+
+
+def test_a_step_is_measured_in_tables_and_a_file(folder: Path) -> None:
+    printed = call("pgolf", "bench", "train", "--steps", "1", "--out", "found.json", cwd=folder)
+    found = json.loads((folder / "found.json").read_text())
+    measured = found["ways"]["eager"]
+    assert [phase["looped"] for phase in measured["phases"]] == [False, True]
+    assert all(phase["tokens_per_second"] > 0 for phase in measured["phases"])
+    assert sum(kernel["share"] for kernel in measured["kernels"]) == pytest.approx(1)
+    for words in ("tokens/s", "between kernels", "matrix product", measured["kernels"][0]["name"]):
+        assert words in printed
 
 
 def test_one_and_two_processes_are_compared_in_a_table_and_a_file(folder: Path) -> None:
