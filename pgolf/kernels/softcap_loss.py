@@ -48,16 +48,17 @@ def _loss_rows(  # type: ignore[no-untyped-def]
     z = tl.load(first + columns, mask=columns < VOCAB, other=0.0).to(tl.float32)
     inner, outer = -2.0 * LOG2_E / softcap, 2.0 * LOG2_E * softcap
     sigma = _sigma(z, inner, PTX)
-    powers = _exp2(sigma * outer - outer, PTX)  # of y - C in bits
+    below = sigma - 1.0  # the multiple of it, not the difference of two, is exact where the cap is near
+    powers = _exp2(below * outer, PTX)  # of y - C in bits
     if BLOCK > VOCAB:
         powers = tl.where(columns < VOCAB, powers, 0.0)
     total = tl.sum(powers)
-    pulls = powers * (sigma - sigma * sigma)
+    pulls = powers * (sigma * below)
     of_target = _sigma(z_target, inner, PTX)
-    below = of_target * outer - outer
-    tl.store(losses + row, (tl.log2(total) - below) / LOG2_E)
-    share = 4.0 / total
-    at_target = (_exp2(below, PTX) * share - 4.0) * (of_target - of_target * of_target)
+    below_target = of_target - 1.0
+    tl.store(losses + row, (tl.log2(total) - below_target * outer) / LOG2_E)
+    share = -4.0 / total
+    at_target = (_exp2(below_target * outer, PTX) * share + 4.0) * (of_target * below_target)
     tl.store(first + columns, tl.where(columns == target, at_target, pulls * share), mask=columns < VOCAB)
 
 

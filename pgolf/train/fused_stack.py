@@ -129,9 +129,11 @@ def stack_functions(model: GPT, branches: Branches) -> Iterator[tuple[GPT, str, 
         from pgolf.model.lanes import mean
 
         if model.lane_form.end is mean:
-            apart: Any = _apart
-            yield model, "lane_form", model.lane_form._replace(end=apart)
+            yield model, "lane_form", model.lane_form._replace(end=_apart)
 
 
-def _apart(model: GPT, lanes: "Lanes") -> "Lanes":
-    return lanes
+def _apart(model: nn.Module, lanes: "Lanes") -> Any:
+    """The lanes, where `final_norm` takes them; their mean where the model's own norm stands there for a while."""
+    from pgolf.model.lanes import mean
+
+    return lanes if "norm" in vars(model) else mean(model, lanes)
