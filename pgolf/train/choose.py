@@ -3,7 +3,8 @@
 Choosing on validation data, as PR 635 did, uses what may only be scored. The passes belong to the training clock.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,19 +19,21 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def choose(trainer: "Trainer", choices: Mapping[str, list[Tensor]], batches: Sequence[Batch]) -> str:
-    """The name of the weights with the lowest mean loss on `batches`, the first of equals; the model's are kept.
-
-    Of several processes each brings its part of the batches.
+def choose(trainer: "Trainer", final: list[Tensor], batches: Iterator[Batch]) -> list[Tensor]:
+    """Of `final` and the averages of `train.ema_candidates`, the weights with the lowest mean loss on the next
+    `train.choose_batches`, the first of equals; the model's are kept. Of several processes each takes its part of them.
     """
+    mine = range(ranks.rank(), trainer.config.choose_batches, ranks.world())
+    taken = list(itertools.islice(batches, len(mine)))
+    choices = [final, *(ema.average for ema in trainer.candidates.values())]
     kept = [weight.clone() for weight in trainer.average.live]
-    scores = {}
-    for name, weights in choices.items():
+    scores = []
+    for weights in choices:
         trainer.put(weights if weights is not trainer.average.live else kept)
-        found = sum(_loss(trainer, batch) for batch in batches)
-        scores[name] = ranks.add(torch.tensor(found, dtype=torch.float64)).item()
+        found = sum(_loss(trainer, batch) for batch in taken)
+        scores.append(ranks.add(torch.tensor(found, dtype=torch.float64)).item())
     trainer.put(kept)
-    return min(scores, key=scores.__getitem__)
+    return choices[scores.index(min(scores))]
 
 
 def _loss(trainer: "Trainer", batch: Batch) -> float:

@@ -6,23 +6,11 @@ micro-batch is one rank's share, so each is clipped by itself, which on one GPU 
 exceeds that of the mean, so the same limit clips harder.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
-
-
-def selective_mean(losses: Tensor, fraction: float) -> Tensor:
-    """Mean over the `fraction` of tokens with the largest loss, at least one: the others get no gradient.
-
-    Selective language modelling after Rho-1, without its reference model (PR 2071's study: +.002 to +.155 BPB).
-    """
-    if fraction == 1:
-        return losses.mean()
-    kept = max(1, math.ceil(fraction * losses.numel()))
-    return losses.flatten().topk(kept, sorted=False).values.mean()
 
 
 def descend(weights: list[Tensor], directions: list[Tensor], rate: float | Tensor, decay: float = 0) -> None:

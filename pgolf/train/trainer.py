@@ -16,7 +16,7 @@ from pgolf.train.averaging import EMA
 from pgolf.train.compiled import compile_model, plain_model
 from pgolf.train.config import TrainConfig
 from pgolf.train.exchange import Exchange
-from pgolf.train.gradients import add, selective_mean
+from pgolf.train.gradients import add
 from pgolf.train.groups import layer_of, split_parameters
 from pgolf.train.muon import Muon
 from pgolf.train.schedule import ALL_RUNS, Settings, settings
@@ -90,7 +90,12 @@ class Trainer:
         losses = self.model.losses(ids, targets, segments)
         before = [parameter.grad for parameter in self.parameters]
         self.model.zero_grad()
-        selective_mean(losses, self.config.token_fraction).backward(share)  # type: ignore[no-untyped-call]
+        kept = losses
+        if self.config.token_fraction < 1:
+            from pgolf.train.selective import hardest
+
+            kept = hardest(losses, self.config.token_fraction)
+        kept.mean().backward(share)  # type: ignore[no-untyped-call]
         add(self.parameters, before, self.config.grad_clip * share if self.config.clip == "local" else None)
         return losses.detach().mean() * share  # type: ignore[no-any-return]
 
@@ -126,9 +131,7 @@ class Trainer:
         if self.config.choose_batches:
             from pgolf.train.choose import choose
 
-            choices = {"": final} | {name: ema.average for name, ema in self.candidates.items()}
-            mine = range(ranks.rank(), self.config.choose_batches, ranks.world())
-            final = choices[choose(self, choices, list(itertools.islice(batches, len(mine))))]
+            final = choose(self, final, batches)
         self.put(final)
         plain_model(self.model)
         if self.config.kernels == "triton":

@@ -123,38 +123,40 @@ def test_candidates_are_the_averages_of_runs_with_that_decay():
 
 
 def test_choose_takes_the_lowest_loss_and_keeps_the_weights():
-    t = trainer()
+    t = trainer(ema_candidates=(0.1, 0.9), choose_batches=2)
     before = weights(t.model)
-    choices = {}
-    for name, noise in (("far", 2.0), ("near", 0.0), ("middling", 1.0)):
+    choices = []
+    for noise in (2.0, 0.0, 1.0):
         torch.manual_seed(5)
-        choices[name] = [tensor + noise * torch.randn_like(tensor) for tensor in t.average.average]
-    batches = list(itertools.islice(stream(50), 2))
-    losses = {}
-    for name, tensors in choices.items():
+        choices.append([tensor + noise * torch.randn_like(tensor) for tensor in t.average.average])
+    final, t.candidates["0.1"].average, t.candidates["0.9"].average = choices
+    batches = stream(50)
+    taken = [next(batches) for _ in range(2)]
+    losses = []
+    for tensors in choices:
         other = trainer()
         other.put(tensors)
         with torch.no_grad():
-            losses[name] = sum(other.model.losses(b.inputs, b.targets).mean().item() for b in batches)
-    best = choose(t, choices, batches)
-    assert best == min(losses, key=losses.get)
-    assert len(set(losses.values())) == 3
+            losses.append(sum(other.model.losses(b.inputs, b.targets).mean().item() for b in taken))
+    best = choose(t, final, stream(50))
+    assert best is choices[losses.index(min(losses))]
+    assert len(set(losses)) == 3
     assert torch.equal(weights(t.model), before)
 
 
 def test_the_choice_is_made_on_the_batches_after_the_last_step(monkeypatch):
     taken = []
 
-    def chosen(trainer, choices, batches):
-        taken.append((list(choices), batches))
-        return "0.1"
+    def chosen(trainer, final, batches):
+        taken.append((final, [next(batches) for _ in range(3)]))
+        return trainer.candidates["0.1"].average
 
     monkeypatch.setattr("pgolf.train.choose.choose", chosen)
     t = trainer(ema_candidates=(0.1, 0.9), choose_batches=3)
     train(t, stream(), lambda: 0.0)
     assert torch.equal(weights(t.model), flat(t.candidates["0.1"].average))
-    ((names, batches),) = taken
-    assert names == ["", "0.1", "0.9"]
+    ((final, batches),) = taken
+    assert final is t.average.average
     for batch, expected in zip(batches, stream(STEPS), strict=False):
         assert torch.equal(batch.inputs, expected.inputs)
 
