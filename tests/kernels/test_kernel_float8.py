@@ -50,7 +50,7 @@ def test_rows_of_any_size_keep_their_largest_entry_and_zeros_stay_zeros():
     g = (torch.randn(7, 48, device=DEVICE) * sizes[:, None]).bfloat16()
     factor, scale = torch.linspace(0.5, 2, 7, device=DEVICE), torch.tensor(0.25, device=DEVICE)
     values, size, scaled = round_rows(g, factor, scale)
-    assert torch.equal(scaled, size * factor)
+    assert torch.equal(scaled, size * factor / float8.OF_HIDDEN)
     assert bool(size.isfinite().all() and values.float().isfinite().all())
     assert not values[1].float().any()
     assert values.float().abs().amax(1)[[0, 2, 3, 4, 5]].tolist() == [float8.LARGEST] * 5
@@ -74,3 +74,11 @@ def test_8_bits_ask_for_the_kernels():
     with pytest.raises(InputError, match="kernels: triton"):
         TrainConfig(matmul="fp8")
     assert dataclasses.replace(TrainConfig(), matmul="fp8", kernels="triton").matmul == "fp8"
+
+
+def test_8_bits_ask_for_tokens_that_fill_16_bytes():
+    """Of a gradient written across tokens."""
+    sizes = {"kernels": "triton", "seq_len": 8, "micro_tokens": 24, "batch_tokens": 48}
+    assert TrainConfig(**sizes).micro_tokens == 24
+    with pytest.raises(InputError, match="multiple of 16 tokens, not `micro_tokens` 24"):
+        TrainConfig(**sizes, matmul="fp8")
