@@ -316,9 +316,9 @@ class TrainConfig:
     """Micro-batches as CUDA graphs: no gaps between kernels, but they keep the memory of a pass, beside that of the
     first run of each kind, and two more copies of the gradients; a CPU goes without."""
     matmul: Literal["bfloat16", "fp8"] = "bfloat16"
-    """`fp8`: with `kernels: triton`, queries, keys, values, up, down, the gradients that go back through down and up and
-    that of up itself as products of 8-bit floats, on Hopper with quack-kernels (see `pgolf.kernels.float8`); the other
-    gradients stay in bfloat16."""
+    """`fp8`: with `kernels: triton`, queries, keys, values, up, down, the gradients that go back through down and up
+    and that of up itself as products of 8-bit floats, on Hopper with quack-kernels (see `pgolf.kernels.float8`); the
+    other gradients stay in bfloat16."""
     trace_every: int = 10
     """Steps between entries of the training trace (loss, rate, gradient norms; gates at every fourth entry)."""
     checkpoint_seconds: float = 60.0
@@ -333,8 +333,6 @@ class TrainConfig:
             _positive(self, "steps")
         if self.matmul == "fp8" and self.kernels != "triton":
             raise InputError("`matmul: fp8` is part of the kernels of a block: set `kernels: triton` too")
-        if self.matmul == "fp8" and self.micro_tokens % 16:
-            raise InputError(f"`matmul: fp8` takes a multiple of 16 tokens, not `micro_tokens` {self.micro_tokens}")
         _not_negative(
             self, "reserve_seconds", "checkpoint_seconds", "prefetch", "warmdown_steps", "lr_warmup_steps",
             "choose_batches",

@@ -74,11 +74,3 @@ def test_8_bits_ask_for_the_kernels():
     with pytest.raises(InputError, match="kernels: triton"):
         TrainConfig(matmul="fp8")
     assert dataclasses.replace(TrainConfig(), matmul="fp8", kernels="triton").matmul == "fp8"
-
-
-def test_8_bits_ask_for_tokens_that_fill_16_bytes():
-    """Of a gradient written across tokens."""
-    sizes = {"kernels": "triton", "seq_len": 8, "micro_tokens": 24, "batch_tokens": 48}
-    assert TrainConfig(**sizes).micro_tokens == 24
-    with pytest.raises(InputError, match="multiple of 16 tokens, not `micro_tokens` 24"):
-        TrainConfig(**sizes, matmul="fp8")
