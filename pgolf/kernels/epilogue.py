@@ -101,7 +101,7 @@ class Product:
     def _by_tensors(
         self, a: Tensor, b: Tensor, out: Tensor, c: Tensor | None, operands: dict[str, Any]
     ) -> dict[str, Tensor]:
-        wide = torch.promote_types(out.dtype, torch.float32)
+        wide = torch.float32 if out.dtype.itemsize == 1 else torch.promote_types(out.dtype, torch.float32)
         given = {name: value for name, value in operands.items() if name not in self.also}
         for name, value in given.items():
             if isinstance(value, Tensor):

@@ -1,13 +1,16 @@
-"""Matrix products of 8-bit floats: queries, keys and values, up, down, and down's gradient, that of the hidden units.
+"""Matrix products of 8-bit floats: queries, keys and values, up, down, the gradients through down and up, and up's own.
 
     weights     float8_e4m3fn times s = max |w| / 448 of the matrix
     stream, f   float8_e4m3fn as they are, clipped to 448: normal from 2^-6 on, and what rows of h differ by is given
                 back by the factor of the row
     g           float8_e4m3fn times r = max |g| / 448 of the row (`pgolf.kernels.rounded_rows`): tokens' gradients
                 differ by orders of magnitude, and e5m2, which would hold them without, has a bit less
+dp          float8_e4m3fn times r / K of the row, K = `OF_HIDDEN`: hidden units' gradient is nowhere wider. Its product
+            writes it twice, in rows for dp W1 and across them for dW1 = dp8^T (h times the factors of rows)
+h of dW1    float8_e4m3fn times a scale of the tensor (`pgolf.kernels.transposed`)
 
-Each operand has 3 bits of fraction; sums are float32. The other gradients stay in bfloat16: those of the weights would
-need transposed copies. Formats: Micikevicius et al. 2022.
+Each operand has 3 bits of fraction; sums are float32. The other gradients stay in bfloat16: those of the other weights
+would need more transposed copies than the product saves. Formats: Micikevicius et al. 2022.
 """
 
 import math

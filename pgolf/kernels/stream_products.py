@@ -17,6 +17,9 @@ from pgolf.kernels.elements import clipped, is_marked, marked, maximum, root
 from pgolf.kernels.epilogue import Product, Tile
 from pgolf.kernels.float8 import LARGEST, OF_HIDDEN
 
+STEEP = 2.0 * OF_HIDDEN
+"""Of f'(p) / sqrt(f), as `hidden_backward8` writes it."""
+
 
 def _into_stream(acc: Any, c: Any) -> dict[str, Any]:
     h = acc + c
@@ -58,9 +61,10 @@ def _hidden_backward(acc: Any, f: Any, factor: Any, slope: Any) -> dict[str, Any
     return {"D": acc * steepness * factor, "along": (acc, f)}
 
 
-def _hidden_backward_also8(acc: Any, f: Any, factor: Any, slope: Any) -> dict[str, Any]:
-    steep = acc * (root(f) * (2.0 - is_marked(f) * (2.0 + 2.0 * slope)))
-    return {"D": steep * factor, "along": (acc, f), "dp8": clipped(steep * OF_HIDDEN, LARGEST)}
+def _hidden_backward8(acc: Any, f: Any, slope: Any) -> dict[str, Any]:
+    steepness = root(f) * (STEEP - is_marked(f) * (STEEP + STEEP * slope))
+    dp8 = clipped(acc * steepness, LARGEST)
+    return {"D": dp8, "across": dp8, "along": (acc, f)}
 
 
 def _past_norm(acc: Any, c: Any, h: Any, along: Any, carry: Any) -> dict[str, Any]:
@@ -68,7 +72,7 @@ def _past_norm(acc: Any, c: Any, h: Any, along: Any, carry: Any) -> dict[str, An
 
 
 def _past_norm8(acc: Any, c: Any, h: Any, along: Any, carry: Any, factor: Any, scale: Any) -> dict[str, Any]:
-    return {"D": acc * (factor * scale * (1 / OF_HIDDEN)) + c * carry - h * along}
+    return {"D": acc * (factor * scale) + c * carry - h * along}
 
 
 def _past_mix(acc: Any, c: Any, x: Any, x0: Any, later: Any, first: Any, second: Any, along: Any) -> dict[str, Any]:
@@ -100,7 +104,6 @@ TILES = {
     "hidden8": Tile(),
     "hidden_backward": Tile(128, 128, (1, 2), pingpong=True),
     "hidden_backward8": Tile(),
-    "hidden_backward_also8": Tile(128, 128, (1, 2), pingpong=True),
     "past_norm": Tile(128, 128, (1, 2), pingpong=True),
     "past_norm8": Tile(128, 128, (1, 2), pingpong=True),
     "past_mix": Tile(64, 128, (2, 1), pingpong=True),
@@ -122,16 +125,13 @@ hidden8 = Product(_hidden8, also=("f8",), of_rows=("factor",), tile=TILES["hidde
 """(h8, W1 in float8, f, factor, slope, scale=), and f8= in float8."""
 hidden_backward = Product(_hidden_backward, ("along",), of_rows=("factor",), tile=TILES["hidden_backward"])
 """(g, W2'^T, dp', f=f, factor = s q, slope), and the sum of df f."""
-hidden_backward8 = Product(_hidden_backward, ("along",), of_rows=("factor",), tile=TILES["hidden_backward8"])
-"""(g8, W2'^T in float8, dp', f=f, factor = s q r, slope), r of `rounded_rows`, and the sum of df f / r."""
-hidden_backward_also8 = Product(
-    _hidden_backward_also8, ("along",), also=("dp8",), of_rows=("factor",), tile=TILES["hidden_backward_also8"]
-)
-"""The same, and dp8 = `OF_HIDDEN` dp / r in float8."""
+hidden_backward8 = Product(_hidden_backward8, ("along",), also=("across",), tile=TILES["hidden_backward8"])
+"""(g8, W2'^T in float8, dp8 = `OF_HIDDEN` dp / r in float8, f=f, slope, across= dp8 again, contiguous along tokens), r
+`size` of `rounded_rows`, and the sum of df f / r."""
 past_norm = Product(_past_norm, of_rows=("along",), tile=TILES["past_norm"])
 """(dp', W1^T, dh, c=g, h=h, along = q^2 / d sum of p dp [N], carry = c)."""
 past_norm8 = Product(_past_norm8, of_rows=("along", "factor"), tile=TILES["past_norm8"])
-"""(dp8, W1^T in float8, dh, c=g, h=h, along=, carry=, factor = s q r [N], scale= of the weight)."""
+"""(dp8, W1^T in float8, dh, c=g, h=h, along=, carry=, factor = s q r / `OF_HIDDEN` [N], scale= of the weight)."""
 past_mix = Product(
     _past_mix, column_sums=("dfirst", "dsecond"), also=("dx0",), of_rows=("along",), of_columns=("first", "second"),
     tile=TILES["past_mix"],

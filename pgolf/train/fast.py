@@ -30,9 +30,9 @@ LARGEST_SOFTCAP = 43.0
 """Beyond it exp(-2 C), the least power in the kernel's sum, is no normal number of float32."""
 
 
-def install(model: GPT, eight: bool = False) -> None:
+def install(model: GPT, eight: bool = False, tokens: int = 0) -> None:
     """Hide functions of a model behind kernels, in place, before it is compiled; only a warning on a CPU. `eight` is
-    `train.matmul: fp8`, an InputError where the GPU or the model has no such products.
+    `train.matmul: fp8`, an InputError where the GPU or the model has no such products, or not of so many tokens.
     """
     if model.tok_emb.weight.device.type == "cpu":
         warnings.warn("`train.kernels` is triton: its kernels need a GPU, training goes without", stacklevel=2)
@@ -44,11 +44,11 @@ def install(model: GPT, eight: bool = False) -> None:
             "`train.kernels` is triton, and the package triton is not installed: pip install triton, or set it to plain"
         ) from error
     if eight:
-        check_eight(model)
+        check_eight(model, tokens)
     hide(model, eight)
 
 
-def check_eight(model: GPT) -> None:
+def check_eight(model: GPT, tokens: int) -> None:
     """InputError where products of 8-bit floats cannot be, or would be nowhere."""
     from pgolf.kernels import epilogue
     from pgolf.train.fused_model import fused_functions
@@ -60,6 +60,8 @@ def check_eight(model: GPT) -> None:
         reason = "no block of this model is of the form that has such products (`pgolf.train.fused_model.fits`)"
     elif model.config.dim % 16:
         reason = f"such products take multiples of 16, not `dim` {model.config.dim}"
+    elif tokens % 16:
+        reason = f"such products take multiples of 16, not `micro_tokens` {tokens}"
     if reason:
         raise InputError(f"`train.matmul` is fp8, but {reason}: set it to bfloat16")
 

@@ -23,17 +23,15 @@ from pgolf.kernels.stream_products import (
     hidden8,
     hidden_backward,
     hidden_backward8,
-    hidden_backward_also8,
     into_stream,
     into_stream8,
     past_norm,
     past_norm8,
     scaled8,
 )  # fmt: skip
+from pgolf.kernels.transposed import transposed, weight_gradient8
+from pgolf.train.folded import Eight
 from pgolf.train.fused_call import Call
-
-HIDDEN8 = False
-"""Whether the gradient of hidden units is rounded to float8 too, for that of the stream."""
 
 
 class Stream(NamedTuple):
@@ -107,6 +105,8 @@ def feed_backward(call: Call, fed: Fed, g: Tensor, past: Tensor, carry: Tensor) 
     those of the weights go to `call.sums`.
     """
     call.sums.product("down", g, fed.f)
+    if call.weights.eight is not None and call.epilogues:
+        return _feed_backward8(call, call.weights.eight, fed, g, past, carry)
     if call.epilogues:
         dh, dp = _feed_backward(call, fed, g, past, carry)
     else:
@@ -118,22 +118,20 @@ def feed_backward(call: Call, fed: Fed, g: Tensor, past: Tensor, carry: Tensor) 
 
 def _feed_backward(call: Call, fed: Fed, g: Tensor, past: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
     """dh [N, d] and dp' [N, F], with epilogues."""
-    dp, dh = torch.empty_like(fed.f), torch.empty_like(past)
-    weights, eight, h, f, slope = call.weights, call.weights.eight, fed.stream, fed.f, abs(call.slope)
-    if eight is None:
-        along = hidden_backward(g, weights.down.T, dp, f=f, factor=fed.signs, slope=slope)["along"]
-        along = past_factor(along, fed.inverse, dh.size(1), times=2.0)
-        past_norm(dp, weights.up.T, dh, past, h=h, along=along, carry=carry)
-        return dh, dp
-    up, down = eight.up_across, eight.down_across
-    g8, size, factor = round_rows(g, fed.signs, down.scale)
-    if HIDDEN8:
-        dp8 = torch.empty_like(dp, dtype=float8.KIND)
-        along = hidden_backward_also8(g8, down.values, dp, f=f, factor=factor, slope=slope, dp8=dp8)["along"]
-        along = past_factor(along, fed.inverse, dh.size(1), 2.0, size)
-        past_norm8(dp8, up.values, dh, past, h=h, along=along, carry=carry, factor=factor, scale=up.scale)
-    else:
-        along = hidden_backward8(g8, down.values, dp, f=f, factor=factor, slope=slope)["along"]
-        along = past_factor(along, fed.inverse, dh.size(1), 2.0, size)
-        past_norm(dp, weights.up.T, dh, past, h=h, along=along, carry=carry)
+    dp, dh, weights = torch.empty_like(fed.f), torch.empty_like(past), call.weights
+    along = hidden_backward(g, weights.down.T, dp, f=fed.f, factor=fed.signs, slope=abs(call.slope))["along"]
+    along = past_factor(along, fed.inverse, dh.size(1), times=2.0)
+    past_norm(dp, weights.up.T, dh, past, h=fed.stream, along=along, carry=carry)
     return dh, dp
+
+
+def _feed_backward8(call: Call, eight: Eight, fed: Fed, g: Tensor, past: Tensor, carry: Tensor) -> Tensor:
+    """dh, with dp in float8 only: in rows for dp W1, across them for dp^T h, where the factors of rows go into h."""
+    dp, dh = torch.empty_like(fed.f, dtype=float8.KIND), torch.empty_like(past)
+    up, down, across = eight.up_across, eight.down_across, dp.new_empty(dp.size(1), len(dp))
+    g8, size, factor = round_rows(g, fed.signs, down.scale)
+    along = hidden_backward8(g8, down.values, dp, f=fed.f, slope=abs(call.slope), across=across.T)["along"]
+    along = past_factor(along, fed.inverse, dh.size(1), 2.0, size)
+    past_norm8(dp, up.values, dh, past, h=fed.stream, along=along, carry=carry, factor=factor, scale=up.scale)
+    call.sums.add("up", weight_gradient8(float8.Eighth(across, call.one), transposed(fed.stream, factor)))
+    return dh

@@ -128,14 +128,16 @@ def test_8_bits_are_refused_where_they_would_be_nowhere(monkeypatch):
 
     present = [True]
     monkeypatch.setattr(epilogue, "present", lambda: present[0])
-    fast.check_eight(build())
+    fast.check_eight(build(), 32)
     with pytest.raises(InputError, match=r"no block of this model .* set it to bfloat16"):
-        fast.check_eight(build(norm="peri"))
+        fast.check_eight(build(norm="peri"), 32)
     with pytest.raises(InputError, match="multiples of 16"):
-        fast.check_eight(build(dim=8, heads=1, mlp_mult=8, gate_window=4))
+        fast.check_eight(build(dim=8, heads=1, mlp_mult=8, gate_window=4), 32)
+    with pytest.raises(InputError, match="multiples of 16, not `micro_tokens` 24"):
+        fast.check_eight(build(), 24)
     present[:] = [False]
     with pytest.raises(InputError, match=r"Hopper GPU and the package quack-kernels"):
-        fast.check_eight(build())
+        fast.check_eight(build(), 32)
 
 
 def test_a_cpu_goes_without_and_says_so():
