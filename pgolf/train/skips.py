@@ -1,7 +1,7 @@
 """A gated skip of the U-Net within the passes of the block that reads what it makes: no pass of its own, no ds.
 
     x' = g x + (1 - g) (w s),  g = sigmoid(gate)        in the block's first pass        `pgolf.kernels.residual_norm`
-    d, the gradient of x', is made by its last product, and with it, but for the first line, all there is:
+    d, the gradient of x', is made in the epilogue of the block's last product, and there:
         dx = g d                                        the only one that is stored      `pgolf.kernels.stream_products`
         ds = (1 - g) w d = ratio dx,                    ratio = w (1 - g) / g = w exp(-gate)
         dw = (1 - g) S,  S = sum_t d s;                 dgate = g (1 - g) sum_t d (x - w s) = (1 - g) (sum_t d x' - w S)
