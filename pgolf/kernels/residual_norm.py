@@ -9,6 +9,7 @@
 is a factor on g, and `inside` says whether g reaches h or, past the mix, x (a lane).
 h is computed again in the backward pass, from x and x0, which dr needs anyway; without a mix h^ = y / s. Sums over
 tokens are taken by every program over its own tokens, in float32, and added at the end: their order is fixed.
+With a `Skip` x is made on the way, as `pgolf.kernels.skip` makes it, and leaves too.
 With `eight` h leaves in float8 (e4m3) too, clipped to the largest number of that.
 """
 
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from pgolf.kernels import float8
 from pgolf.kernels.launch import shares
+from pgolf.kernels.skip import _rates
 
 EPS = tl.constexpr(torch.finfo(torch.float32).eps)
 LARGEST8 = tl.constexpr(float8.LARGEST)
@@ -35,15 +37,23 @@ programs."""
 
 @triton.jit
 def _norm_forward(
-    x, x0, mix, scale, h, y, h8, inverse, factor, tokens,
+    x, x0, mix, scale, s, weight, gate, joined, h, y, h8, inverse, factor, tokens,
     D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, MIX: tl.constexpr, UNIT: tl.constexpr,
-    EIGHT: tl.constexpr,
+    EIGHT: tl.constexpr, SKIP: tl.constexpr, SAME: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)[None, :]
     place = rows[:, None] * D + columns
     inside = (rows[:, None] < tokens) & (columns < D)
     value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    if SKIP:
+        w, g = _rates(weight, gate, columns, D, True)
+        skipped = value
+        if not SAME:
+            skipped = tl.load(s + place, mask=inside, other=0.0).to(tl.float32)
+        skipped = skipped * w
+        value = skipped + g * (value - skipped)
+        tl.store(joined + place, value, mask=inside)
     if MIX:
         r0 = tl.load(mix + columns, mask=columns < D, other=0.0)
         r1 = tl.load(mix + D + columns, mask=columns < D, other=0.0)
@@ -108,9 +118,21 @@ def _norm_backward(
         tl.store(out + D, tl.sum(sum1, 0), mask=tl.arange(0, BLOCK) < D)
 
 
+class Skip(NamedTuple):
+    """x becomes g x + (1 - g) (w s), g = sigmoid(gate), first."""
+
+    s: Tensor | None
+    """[T, d] contiguous, None for x itself."""
+    weight: Tensor
+    """w [d]."""
+    gate: Tensor
+
+
 class Normed(NamedTuple):
     """What the forward pass leaves, T tokens of width d."""
 
+    x: Tensor
+    """[T, d], past the skip if there is one."""
     h: Tensor
     """The mixed stream [T, d], or x itself."""
     y: Tensor
@@ -125,20 +147,23 @@ class Normed(NamedTuple):
 
 def norm_forward(
     x: Tensor, scale: Tensor, x0: Tensor | None = None, mix: Tensor | None = None, eight: bool = False,
-    unit: bool = True,
+    unit: bool = True, skip: Skip | None = None,
 ) -> Normed:  # fmt: skip
-    """x, x0 [T, d] contiguous; scale [] is s; mix [2, d] float32 holds r0 and r1; without `unit` no y, but factors."""
+    """x, x0 [T, d] contiguous; scale [] is s; mix [2, d] float32 holds r0 and r1, and comes with every skip; without
+    `unit` no y, but factors.
+    """
     tokens, width = x.shape
+    joined = x if skip is None else torch.empty_like(x)
     h = x if mix is None else torch.empty_like(x)
     inverse = x.new_empty(tokens, dtype=torch.float32)
     y, factor = (torch.empty_like(x), None) if unit else (h, torch.empty_like(inverse))
     h8 = torch.empty_like(x, dtype=float8.KIND) if eight else None
     block = triton.next_power_of_2(width)
     _norm_forward[(triton.cdiv(tokens, FORWARD_ROWS),)](
-        x, x0, mix, scale, h, y, h8, inverse, factor, tokens, width, block, FORWARD_ROWS,
-        mix is not None, unit, eight,
+        x, x0, mix, scale, *(skip or (None, None, None)), joined, h, y, h8, inverse, factor, tokens, width, block,
+        FORWARD_ROWS, mix is not None, unit, eight, skip is not None, skip is not None and skip.s is None,
     )  # fmt: skip
-    return Normed(h, y, h8, inverse, factor)
+    return Normed(joined, h, y, h8, inverse, factor)
 
 
 def norm_backward(dy: Tensor, past: Tensor, carry: Tensor, y: Tensor, scale: Tensor, inverse: Tensor) -> Tensor:

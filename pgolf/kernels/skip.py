@@ -1,4 +1,4 @@
-"""A skip of the U-Net: one pass over its two streams forward, one backward.
+"""A skip of the U-Net by itself (`pgolf.train.skips`: within a block): one pass over its streams forward, one backward.
 
     x' = g x + (1 - g) (w s),  g = sigmoid(gate),     or x + w s without a gate                       (`GPT.skip`)
     backward, d of x':  dx = g d,  ds = (1 - g) w d,  dw = (1 - g) sum_t d s,  dgate = g (1 - g) sum_t d (x - w s)

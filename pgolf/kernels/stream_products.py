@@ -9,6 +9,7 @@
 The last line is the gradient of RMSNorm, whose mean over n dn needs no dn: n . dn = n . (dp W1) = p . dp.
 f carries the sign of p in its last bit (`pgolf.kernels.elements.marked`). At the head of a block h = r0 x + r1 x0:
         dx = r0 dh,  dx0 = r1 dh + later,  dr0 = sum over tokens of dh x,  dr1 = of dh x0
+and where x = g x' + (1 - g) w s is a skip's, what leaves is dx' = g dx, with the sum of dx s (`pgolf.train.skips`).
 """
 
 from typing import Any
@@ -81,10 +82,18 @@ def _past_mix(acc: Any, c: Any, x: Any, x0: Any, later: Any, first: Any, second:
 
 
 def _past_mix_and_branch(
-    acc: Any, c: Any, x: Any, x0: Any, later: Any, first: Any, second: Any, along: Any, branch: Any
+    acc: Any, c: Any, x: Any, x0: Any, later: Any, first: Any, second: Any, along: Any, branch: Any, ratio: Any
 ) -> dict[str, Any]:
     dh = acc + c - (x * first + x0 * second) * along
-    return {"D": dh * first + branch, "dx0": dh * second + later, "dfirst": (dh, x), "dsecond": (dh, x0)}
+    return {"D": dh * first + branch * ratio, "dx0": dh * second + later, "dfirst": (dh, x), "dsecond": (dh, x0)}
+
+
+def _past_mix_and_skip(
+    acc: Any, c: Any, x: Any, x0: Any, later: Any, first: Any, second: Any, along: Any, s: Any, share: Any
+) -> dict[str, Any]:
+    dh = acc + c - (x * first + x0 * second) * along
+    d = dh * first
+    return {"D": d * share, "dx0": dh * second + later, "dfirst": (dh, x), "dsecond": (dh, x0), "dskip": (d, s)}
 
 
 def _past_mix_of_lane(
@@ -139,9 +148,14 @@ past_mix = Product(
 """([dq dk dv dl]', [Wqkv; W]^T, dx, c=g, x=, x0=, later=, first=r0, second=r1 [d], along= [N], dx0=): g reaches h."""
 past_mix_and_branch = Product(
     _past_mix_and_branch, column_sums=("dfirst", "dsecond"), also=("dx0",), of_rows=("along",),
-    of_columns=("first", "second"), tile=TILES["past_mix"],
+    of_columns=("first", "second", "ratio"), tile=TILES["past_mix"],
 )  # fmt: skip
-"""The same, and branch= [N, d] is added to dx: what another reader of x sends back."""
+"""The same, and branch= [N, d] times ratio= [d] is added to dx: what another reader of x sends back."""
+past_mix_and_skip = Product(
+    _past_mix_and_skip, column_sums=("dfirst", "dsecond", "dskip"), also=("dx0",), of_rows=("along",),
+    of_columns=("first", "second", "share"), tile=TILES["past_mix"],
+)  # fmt: skip
+"""As `past_mix`, but what leaves is share= [d] times dx, and there is the sum of dx s; s= [N, d]."""
 past_mix_of_lane = Product(
     _past_mix_of_lane, column_sums=("dfirst", "dsecond"), also=("dx0",), of_rows=("along",),
     of_columns=("first", "second"), tile=TILES["past_mix"],

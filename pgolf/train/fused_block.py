@@ -30,7 +30,7 @@ from pgolf.kernels.heads_product import fits, heads_product
 from pgolf.kernels.lane_sum import lanes_backward, lanes_forward
 from pgolf.kernels.residual_norm import MixGradients, Normed, mix_backward, norm_forward
 from pgolf.kernels.row_factors import past_factor
-from pgolf.kernels.stream_products import past_mix, past_mix_and_branch, past_mix_of_lane
+from pgolf.kernels.stream_products import past_mix, past_mix_and_branch, past_mix_and_skip, past_mix_of_lane
 from pgolf.model.attention_gradient import Gradient, attend_with_gradient
 from pgolf.train.fused_call import Call, Parameters
 from pgolf.train.fused_mlp import Fed, Stream, feed_backward, feed_forward, feed_out, into
@@ -122,42 +122,56 @@ def _to_projection(
 
 def head_backward(
     call: Call, a: AttentionGradients, past: Tensor, carry: Tensor, x: Tensor, x0: Tensor, p: Parameters,
-    inverse: Tensor, later: Tensor | None, inside: bool, branch: Tensor | None = None,
+    inverse: Tensor, later: Tensor | None, inside: bool, branch: Tensor | None = None, s: Tensor | None = None,
 ) -> MixGradients:  # fmt: skip
     """Of the block's input x and of x0; carry [] times past [N, d] reaches the mixed stream, or (not inside) x.
-    `branch` is what another reader of x sends back (`pgolf.train.fused_stack`).
+    `branch` is what another reader of x sends back (`pgolf.train.fused_stack`); where a skip, of s [N, d], made x, the
+    gradient is that of the stream before it (`pgolf.train.skips`).
     """
     if a.common is None:
         dn = a.read @ call.weights.read
         mixed = mix_backward(dn, past, carry, x, x0, p.mix, call.scale, inverse, later, inside)
         return mixed if branch is None else mixed._replace(x=mixed.x.add_(branch))
     dx, dx0 = torch.empty_like(x), torch.empty_like(x0)
-    given = {
+    given: dict[str, Any] = {
         "x": x, "x0": x0, "later": 0.0 if later is None else later, "first": p.mix[0],
         "second": p.mix[1], "along": past_factor(a.common, inverse, x.size(1)), "dx0": dx0,
     }  # fmt: skip
     if not inside:
         found = past_mix_of_lane(a.read, call.weights.read.T, dx, past, carry=carry, **given)
+    elif call.join is not None:
+        assert branch is None, "nobody else reads the stream before a skip"
+        given |= {"s": s, "share": call.join.share()}
+        found = past_mix_and_skip(a.read, call.weights.read.T, dx, past, **given)
     elif branch is None:
         found = past_mix(a.read, call.weights.read.T, dx, past, **given)
     else:
-        found = past_mix_and_branch(a.read, call.weights.read.T, dx, past, branch=branch.contiguous(), **given)
-    return MixGradients(dx, dx0, found["columns"].sum(1))
+        assert call.branch is not None
+        given |= {"branch": branch.contiguous(), "ratio": call.branch.ratio}
+        found = past_mix_and_branch(a.read, call.weights.read.T, dx, past, **given)
+    sums = found["columns"].sum(1)
+    if call.join is not None:
+        call.join.add(p.mix[0] * sums[0], sums[2])
+    return MixGradients(dx, dx0, sums[:2])
 
 
 class SequentialBlock(torch.autograd.Function):
-    """x, x0 [N, d] and the token of the parameters (`pgolf.train.visits`) to the block's output, x0 and x."""
+    """x, x0 [N, d] and the token of the parameters (`pgolf.train.visits`) to the block's output, x0 and x. Where a skip
+    comes first: s [N, d] of it, if that is not x, and the token of all skips (`pgolf.train.skips`).
+    """
 
     @staticmethod
-    def forward(ctx: Any, call: Call, x: Tensor, x0: Tensor, token: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
-        p = call.parameters
-        first = norm_forward(x, call.scale, x0, p.mix, call.weights.eight is not None, not call.epilogues)
+    def forward(  # noqa: D102
+        ctx: Any, call: Call, x: Tensor, x0: Tensor, token: Tensor, s: Tensor | None, joins: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        p, skip = call.parameters, None if call.join is None else call.join.first(s)
+        first = norm_forward(x, call.scale, x0, p.mix, call.weights.eight is not None, not call.epilogues, skip)
         ctx.attended = attention_forward(call, first, p)
         stream = into(call, first.h, ctx.attended.z)
         fed, f8 = feed_forward(call, stream)
         out = feed_out(call, fed.f, f8, stream.h)
         ctx.call = call
-        ctx.save_for_backward(x, x0, first.inverse, *fed)
+        ctx.save_for_backward(first.x, x if s is None else s, x0, first.inverse, *fed)
         ctx.set_materialize_grads(False)
         return out, x0.detach(), x.detach()
 
@@ -165,15 +179,15 @@ class SequentialBlock(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
         g, later, branch = upstream
         if g is None:
-            return None, branch, later, None
-        call, (x, x0, inverse, *fed) = ctx.call, ctx.saved_tensors
+            return None, branch, later, None, None, None
+        call, (x, s, x0, inverse, *fed) = ctx.call, ctx.saved_tensors
         p, g = call.parameters, g.contiguous()
         attended, ctx.attended = ctx.attended, None
         dh = feed_backward(call, Fed(*fed), g, g, call.one)
         read = attention_backward(call, attended, dh, p)
-        mixed = head_backward(call, read, dh, call.one, x, x0, p, inverse, later, True, branch)
+        mixed = head_backward(call, read, dh, call.one, x, x0, p, inverse, later, True, branch, s)
         call.sums.add("mix", mixed.mix)
-        return None, mixed.x, mixed.x0, None
+        return None, mixed.x, mixed.x0, None, mixed.x if ctx.needs_input_grad[4] else None, None
 
 
 class LanesBlock(torch.autograd.Function):

@@ -10,6 +10,7 @@ from pgolf.model.attention import Segments
 from pgolf.train.folded import Weights
 
 if TYPE_CHECKING:
+    from pgolf.train.skips import Branch, Join
     from pgolf.train.visits import Sums
 
 
@@ -50,3 +51,7 @@ class Call(NamedTuple):
     """Whether products hold what is around them (`pgolf.kernels.epilogue`)."""
     rows: Rows | None = None
     """Where the gradient of queries comes as attention's kernel adds it up."""
+    branch: "Branch | None" = None
+    """With epilogues, of a block outside lanes."""
+    join: "Join | None" = None
+    """With epilogues, the skip that makes its input."""

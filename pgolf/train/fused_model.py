@@ -20,7 +20,8 @@ from pgolf.train.fast import fits as fits_mlp
 from pgolf.train.folded import matrix
 from pgolf.train.fused_block import LanesBlock, SequentialBlock
 from pgolf.train.fused_call import Call, Parameters
-from pgolf.train.fused_stack import Branches, stack_functions
+from pgolf.train.fused_stack import Branches, Joined, Within, stack_functions
+from pgolf.train.skips import Branch
 from pgolf.train.visits import Opened, opened
 
 if TYPE_CHECKING:
@@ -77,22 +78,31 @@ class Fused:
             attn.q_gain, attn.attn_gate_w if attn.gate is not None else None, block.attn_scale, block.mlp_scale,
             block.resid_mix,
         )  # fmt: skip
-        self.one = torch.ones((), device=attn.q_gain.device)
+        self.ones = torch.ones(block.resid_mix.size(1), device=attn.q_gain.device)
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
+    def forward(self, given: Tensor | Joined, context: Context) -> Tensor:
         """`Block.forward`."""
-        x0, (call, token) = self.chain.take(context.x0), self._call(x, context)
-        out, self.chain.last, alias = SequentialBlock.apply(call, x.flatten(0, -2), x0, token)  # type: ignore[no-untyped-call]
-        self.chain.branches.add(x, alias)
+        x0 = self.chain.take(context.x0)
+        x, within = _begun(given)
+        call, token = self._call(x, context)
+        join, *skip = within or (None, None, None)
+        branch = Branch(self.ones) if call.epilogues and join is None else None
+        call = call._replace(join=join, branch=branch)
+        out, self.chain.last, alias = SequentialBlock.apply(call, x.flatten(0, -2), x0, token, *skip)  # type: ignore[no-untyped-call]
+        if join is None:
+            self.chain.branches.add(x, alias, branch)
         result: Tensor = out.view_as(x)
         return result
 
     def forward_lanes(self, streams: "Lanes", rows: tuple[Tensor, ...], context: Context) -> "Lanes":
         """`Block.forward_lanes`; rows are P [2, 2] and rho [2]."""
-        x0, (call, token) = self.chain.take(context.x0), self._call(streams.attention, context)
-        flat = streams.attention.flatten(0, -2), self.chain.branches.of(streams.mlp)
+        x0, x = self.chain.take(context.x0), streams.attention
+        if isinstance(x, Joined):
+            x = x.made()
+        call, token = self._call(x, context)
+        flat = x.flatten(0, -2), self.chain.branches.of(streams.mlp)
         first, second, self.chain.last = LanesBlock.apply(call, *flat, x0, *rows, token)  # type: ignore[no-untyped-call]
-        return streams._replace(attention=first.view_as(streams.attention), mlp=second.view_as(streams.mlp))
+        return streams._replace(attention=first.view_as(x), mlp=second.view_as(x))
 
     forward.written_out = forward_lanes.written_out = True  # type: ignore[attr-defined]
 
@@ -106,9 +116,9 @@ class Fused:
         if context.segments is not None and fits_sums(half, dim) and gives_sums(x.device, x.dtype, dim):
             rows = self.chain.rows(context.segments, x.size(-2))
         call = Call(
-            weights, self.parameters, sums, context.scale, self.one, context.tables, context.segments, shape,
+            weights, self.parameters, sums, context.scale, self.ones[0], context.tables, context.segments, shape,
             self.block.mlp.slope, attn.exclusive_output, attn.gate_scale if attn.gate is not None else 0.0,
-            (x.dtype == torch.bfloat16 or x.device.type == "cpu") and epilogue.present(), rows,
+            _epilogues(x), rows,
         )  # fmt: skip
         return call, token
 
@@ -118,19 +128,31 @@ class Fused:
         return self.chain.opened[self]
 
 
+def _begun(given: Tensor | Joined) -> tuple[Tensor, Within | None]:
+    """What a block outside lanes reads, and the skip that it is to make of that."""
+    if not isinstance(given, Joined):
+        return given, None
+    within = given.within() if _epilogues(given.x) else None
+    return (given.made(), None) if within is None else (given.x, within)
+
+
+def _epilogues(x: Tensor) -> bool:
+    return (x.dtype == torch.bfloat16 or x.device.type == "cpu") and epilogue.present()
+
+
 def fused_functions(model: GPT, eight: bool = False) -> Iterator[tuple[nn.Module, str, Any]]:
     """(block, name, function) for every block that is of the form, and whose values nothing is added to; if there is
     one, (model, name, ...) for what lies around them.
     """
-    chain, around = Chain(), False
+    chain, written = Chain(), 0
     for block in model.blocks[: model.config.layers - model.config.value_embed.last]:
         if isinstance(block, Block) and fits(block):
             fused = Fused(block, chain, eight)
             yield block, "forward", fused.forward
             yield block, "forward_lanes", fused.forward_lanes
-            around = True
-    if around:
-        yield from stack_functions(model, chain.branches)
+            written += 1
+    if written:
+        yield from stack_functions(model, chain.branches, written == len(model.blocks))
 
 
 def fits(block: Block) -> bool:

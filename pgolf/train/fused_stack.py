@@ -4,10 +4,11 @@ gradient without a pass that adds them up.
 Whoever reads a stream x first returns it too, as an alias, and a later reader reads that: what the later one sends
 back then reaches the first one's backward pass beside the gradient of its result, and is added where that is written
 anyway. A skip reads what the next block returned of the encoder's output, the MLP's lane what the skip returned.
+With epilogues most skips are within the block that follows (`pgolf.train.skips`): outside lanes, with a gate.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,37 +16,44 @@ from torch import Tensor, nn
 from pgolf.kernels.final_norm import final_backward, final_forward
 from pgolf.kernels.skip import skip_backward, skip_forward
 from pgolf.model.gpt import GPT
+from pgolf.train.skips import Branch, Join, Joins, opened
 
 if TYPE_CHECKING:
     from pgolf.model.lanes import Lanes
 
 
 class Branches:
-    """The aliases of a forward pass, in the order of their streams: skips read the last one first. And the rows of its
-    parameters.
+    """The aliases of a forward pass, in the order of their streams: skips read the last one first. And its skips, and
+    the rows of their parameters.
     """
 
     def __init__(self) -> None:
-        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.kept: list[tuple[Tensor, Tensor, Branch | None]] = []
         self.rows: dict[nn.Parameter, tuple[Tensor, ...]] = {}
+        self.joins: tuple[Joins, Tensor] | None = None
         self.wanted = False
 
     def begin(self, wanted: bool) -> None:
         """A forward pass, or the end of a backward pass: nothing of another one is kept."""
-        self.kept, self.rows, self.wanted = [], {}, wanted
+        self.kept, self.rows, self.joins, self.wanted = [], {}, None, wanted
 
-    def add(self, x: Tensor, alias: Tensor) -> None:
-        """What the first reader of x returned of it."""
+    def add(self, x: Tensor, alias: Tensor, branch: Branch | None = None) -> None:
+        """What the first reader of x returned of it; `branch` is that of a block with epilogues."""
         if self.wanted and x.requires_grad:
-            self.kept.append((x, alias))
+            self.kept.append((x, alias, branch))
 
     def of(self, x: Tensor) -> Tensor:
         """What the next reader of x reads, [N, d]; lets go of what came after it, which no skip will ask for."""
-        for place, (stream, alias) in enumerate(self.kept):
+        alias, _ = self.taken(x)
+        return x.flatten(0, -2) if alias is None else alias
+
+    def taken(self, x: Tensor) -> tuple[Tensor | None, Branch | None]:
+        """The same, nothing where nobody returned it, and the branch of who did."""
+        for place, (stream, alias, branch) in enumerate(self.kept):
             if stream is x:
                 del self.kept[place:]
-                return alias
-        return x.flatten(0, -2)
+                return alias, branch
+        return None, None
 
     def row(self, table: nn.Parameter, row: Tensor) -> Tensor:
         """That row of a table [n, d], cut together with all others: their gradients make the table's at once, where
@@ -55,7 +63,11 @@ class Branches:
             return row
         if table not in self.rows:
             self.rows[table] = table.unbind()
-        return self.rows[table][(row.storage_offset() - table.storage_offset()) // table.stride(0)]
+        return self.rows[table][_place(table, row)]
+
+
+def _place(table: Tensor, row: Tensor) -> int:
+    return (row.storage_offset() - table.storage_offset()) // table.stride(0)
 
 
 class Skip(torch.autograd.Function):
@@ -97,13 +109,21 @@ class FinalNorm(torch.autograd.Function):
 
 
 class Stack:
-    """The functions that stand in for those of a model; its blocks share `branches`."""
+    """The functions that stand in for those of a model; its blocks share `branches`. `within`: all of them are written
+    out, and take what a skip makes as a `Joined`.
+    """
 
-    def __init__(self, model: GPT, branches: Branches) -> None:
+    def __init__(self, model: GPT, branches: Branches, within: bool) -> None:
         self.weights, self.gates, self.branches = model.skip_weights, model.skip_gates, branches
+        self.within = within and model.loop_pos is None and model.skip_gates is not None
 
-    def skip(self, x: Tensor, skip: Tensor, weight: Tensor, gate: Tensor | None) -> Tensor:
-        """`GPT.skip`."""
+    def skip(self, x: Tensor, skip: Tensor, weight: Tensor, gate: Tensor | None) -> "Tensor | Joined":
+        """`GPT.skip`, or what the block that follows makes of it."""
+        joined = Joined(self, x, skip, weight, gate)
+        return joined if self.within and self.branches.wanted else self.made(*joined[1:])
+
+    def made(self, x: Tensor, skip: Tensor, weight: Tensor, gate: Tensor | None) -> Tensor:
+        """By passes of its own."""
         s, weight = None if skip is x else self.branches.of(skip), self.branches.row(self.weights, weight)
         if gate is not None and self.gates is not None:
             gate = self.branches.row(self.gates, gate)
@@ -114,6 +134,43 @@ class Stack:
     skip.written_out = True  # type: ignore[attr-defined]
 
 
+class Within(NamedTuple):
+    """A skip as `SequentialBlock` takes it."""
+
+    join: Join
+    s: Tensor | None
+    token: Tensor
+
+
+class Joined(NamedTuple):
+    """In the place of the stream that a skip makes: how it would be called."""
+
+    stack: Stack
+    x: Tensor
+    skip: Tensor
+    weight: Tensor
+    gate: Tensor | None
+
+    def made(self) -> Tensor:
+        """The stream."""
+        return self.stack.made(*self[1:])
+
+    def within(self) -> Within | None:
+        """Of a block with epilogues; None where s was not read by such a block, which would multiply by the ratio."""
+        branches, same = self.stack.branches, self.skip is self.x
+        s, branch = (None, None) if same else branches.taken(self.skip)
+        if not same and branch is None:
+            return None
+        if branches.joins is None:
+            assert self.stack.gates is not None
+            branches.joins = opened(self.stack.weights, self.stack.gates)
+        joins, token = branches.joins
+        join = Join(joins, _place(self.stack.weights, self.weight), same)
+        if branch is not None:
+            branch.ratio = join.ratio()
+        return Within(join, s, token)
+
+
 def final_norm(x: "Tensor | Lanes") -> Tensor:
     """`GPT.norm`, also of lanes that nothing has joined."""
     streams = (x,) if isinstance(x, Tensor) else x
@@ -121,9 +178,9 @@ def final_norm(x: "Tensor | Lanes") -> Tensor:
     return y.view_as(streams[0])
 
 
-def stack_functions(model: GPT, branches: Branches) -> Iterator[tuple[GPT, str, Any]]:
+def stack_functions(model: GPT, branches: Branches, within: bool) -> Iterator[tuple[GPT, str, Any]]:
     """(model, name, what is to stand there)."""
-    yield model, "skip", Stack(model, branches).skip
+    yield model, "skip", Stack(model, branches, within).skip
     yield model, "norm", final_norm
     if model.lane_form is not None and model.config.stack_runs == 1:
         from pgolf.model.lanes import mean

@@ -78,29 +78,36 @@ def test_the_mlp_and_its_norm(tokens, width, units, dtype, bound):
 
 
 @pytest.mark.parametrize(("tokens", "width", "units", "dtype", "bound"), SIZES)
-@pytest.mark.parametrize("beside", [{}, {"branch"}, {"carry"}], ids=["alone", "branch", "lane"])
+@pytest.mark.parametrize("beside", [{}, {"branch"}, {"skip"}, {"carry"}], ids=["alone", "branch", "skip", "lane"])
 @pytest.mark.parametrize("last", [False, True])
 def test_the_head_of_a_block(tokens, width, units, dtype, bound, beside, last):
     """Where it is the model's last one, no gradient of x0 comes from later ones."""
     x, x0, past, later, branch = (normal(tokens, width, dtype=dtype).roll(shift, 0) for shift in range(5))
     inside, later = "carry" not in beside, 0.0 if last else later
     read, weight = normal(tokens, units + 16, dtype=dtype), normal(units + 16, width, dtype=dtype) / units**0.5
-    first, second, along = normal(width), normal(width).flip(0), normal(tokens)
+    first, second, along, by = normal(width), normal(width).flip(0), normal(tokens), normal(width).roll(3)
     dx, dx0 = torch.empty_like(x), torch.empty_like(x)
     given = {"x": x, "x0": x0, "later": later, "first": first, "second": second, "along": along, "dx0": dx0}
     if "branch" in beside:
-        found = products.past_mix_and_branch(read, weight.T, dx, past, **given, branch=branch)
+        found = products.past_mix_and_branch(read, weight.T, dx, past, **given, branch=branch, ratio=by)
+    elif "skip" in beside:
+        found = products.past_mix_and_skip(read, weight.T, dx, past, **given, s=branch, share=by)
     elif inside:
         found = products.past_mix(read, weight.T, dx, past, **given)
     else:
         found = products.past_mix_of_lane(read, weight.T, dx, past, **given, carry=scalar(CARRY))
-    a, b, g, one, two, row = (t.double() for t in (x, x0, past, first, second, along[:, None]))
+    a, b, g, one, two, row, s = (t.double() for t in (x, x0, past, first, second, along[:, None], branch))
     dh = read.double() @ weight.double() - (a * one + b * two) * row + (g if inside else 0)
-    near(dx, dh * one + (0 if inside else CARRY * g) + (branch.double() if "branch" in beside else 0), bound)
+    d, by = dh * one + (0 if inside else CARRY * g), by.double()
+    near(dx, d * by if "skip" in beside else d + s * by if "branch" in beside else d, bound)
     near(dx0, dh * two + (later if last else later.double()), bound)
     near(found["dfirst"].sum(0), (dh * a).sum(0), bound)
     near(found["dsecond"].sum(0), (dh * b).sum(0), bound)
-    assert torch.equal(found["columns"], torch.stack([found["dfirst"], found["dsecond"]]))
+    names = ["dfirst", "dsecond"]
+    if "skip" in beside:
+        near(found["dskip"].sum(0), (d * s).sum(0), bound)
+        names.append("dskip")
+    assert torch.equal(found["columns"], torch.stack([found[name] for name in names]))
 
 
 @pytest.mark.parametrize(("tokens", "width", "units", "dtype", "bound"), SIZES)

@@ -14,8 +14,9 @@ import test_kernel_block as blocks
 from test_kernel_block import small  # noqa: F401  a fixture
 from test_kernel_passes import SIZES, assert_near, doubles, random
 
-from pgolf.kernels import epilogue, final_norm, skip
+from pgolf.kernels import epilogue, final_norm, residual_norm, skip
 from pgolf.model.norm import EPS
+from pgolf.train import fused_stack
 
 ON_GPU = torch.cuda.is_available()
 INTERPRETED = pytest.mark.skipif(ON_GPU, reason="the interpreter runs without a GPU")
@@ -39,6 +40,23 @@ def test_skip(tokens, width, dtype, bound, gated, same, branched):
     found = skip.skip_backward(d, *given, branch if branched else None)
     into_x = of_a + (of_b if same else 0) + (branch.double() if branched else 0)
     assert_near([each for each in found if each is not None], [into_x, *([] if same else [of_b]), *wanted], bound)
+
+
+@pytest.mark.parametrize(("tokens", "width", "dtype", "bound"), SIZES)
+@pytest.mark.parametrize("same", [True, False])
+def test_the_head_of_a_block_makes_the_skip_before_it(tokens, width, dtype, bound, same):
+    torch.manual_seed(0)
+    x, s, x0 = (random(tokens, width, dtype=dtype) for _ in range(3))
+    weight, gate, mix, scale = random(width), random(width), random(2, width), random(1).square()[0]
+    made = residual_norm.Skip(None if same else s, weight, gate)
+    found = residual_norm.norm_forward(x, scale, x0, mix, unit=False, skip=made)
+    a, b, first, w, v, (one, two) = (each.double() for each in (x, x if same else s, x0, weight, gate, mix))
+    g = torch.sigmoid(v)
+    joined = g * a + (1 - g) * (w * b)
+    h = one * joined + two * first
+    inverse = torch.rsqrt(h.square().mean(1) + EPS)
+    wanted = [joined, h, inverse, scale.double() * inverse]
+    assert_near([found.x, found.h, found.inverse, found.factor], wanted, bound)
 
 
 @pytest.mark.parametrize(("tokens", "width", "dtype", "bound"), SIZES)
@@ -76,7 +94,57 @@ def test_models_train_alike(changes, epilogues, monkeypatch):
 
 def kept(model):
     branches = model.blocks[0].forward.__self__.chain.branches
-    return [*branches.kept, *branches.rows]
+    return [*branches.kept, *branches.rows, *(branches.joins or [])]
+
+
+@INTERPRETED
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    "deeper", [{}, {"layers": 9, "parallel_from": None, "parallel": "none"}], ids=["lanes", "none"]
+)
+def test_skips_within_blocks_train_alike_whatever_their_parameters(deeper, monkeypatch):
+    """Gates far from 0 on both sides, weights of both signs and 0; two skips keep passes of their own, in lanes."""
+    monkeypatch.setattr(epilogue, "present", lambda: True)
+    monkeypatch.setattr(blocks.elements, "PLACE", 0)
+    alone, made = [], fused_stack.skip_forward
+    monkeypatch.setattr(fused_stack, "skip_forward", lambda *given: alone.append(given) or made(*given))
+    found = []
+    for prepare in (blocks.write_out, lambda model: model):
+        model = prepare(blocks.build(**DEEP | deeper))
+        with torch.no_grad():
+            torch.manual_seed(2)
+            model.skip_gates.copy_(torch.empty_like(model.skip_gates).uniform_(-5.0, 5.0))
+            model.skip_weights.normal_()
+            model.skip_weights[:, ::3] = 0.0
+        found.append(blocks.gradients(model))
+    assert_alike_by_row(*found)
+    assert len(alone) == (0 if deeper else 2)
+
+
+def assert_alike_by_row(found, expected):
+    """A row is a skip: that of one must not hide behind that of another."""
+    blocks.assert_alike(found, expected)
+    for name in ("skip_weights", "skip_gates"):
+        rows = [each[1][name] for each in (found, expected)]
+        assert float(((rows[0] - rows[1]).norm(dim=1) / rows[1].norm(dim=1)).max()) < 1e-4, name
+
+
+@INTERPRETED
+@pytest.mark.usefixtures("small")
+def test_a_skip_within_a_block_takes_nothing_but_its_share_to_the_encoder(monkeypatch):
+    """Where a gate is all but shut s is not lost, nor is any number; where it is wide open it is gone."""
+    monkeypatch.setattr(epilogue, "present", lambda: True)
+    monkeypatch.setattr(blocks.elements, "PLACE", 0)
+    for value in (-100.0, 30.0):
+        found = []
+        for prepare in (blocks.write_out, lambda model: model):
+            model = prepare(blocks.build(**DEEP))
+            with torch.no_grad():
+                model.skip_gates.fill_(value)
+            losses, gradients = blocks.gradients(model)
+            found.append((losses, {name: g for name, g in gradients.items() if name.startswith("blocks.1")}))
+        assert len(found[1][1]) > 5
+        blocks.assert_alike(*found)
 
 
 class Additions(TorchDispatchMode):
