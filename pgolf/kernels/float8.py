@@ -1,8 +1,9 @@
-"""Matrix products of 8-bit floats: queries, keys and values, up, down, and down's gradient, that of the hidden units.
+"""Matrix products of 8-bit floats: queries, keys and values, up, down, logits, and down's gradient, that of the hidden
+units.
 
     weights     float8_e4m3fn times s = max |w| / 448 of the matrix
     stream, f   float8_e4m3fn as they are, clipped to 448: normal from 2^-6 on, and what rows of h differ by is given
-                back by the factor of the row
+                back by the factor of the row; so is the final state, a norm, for the logits
     g           float8_e4m3fn times r = max |g| / 448 of the row (`pgolf.kernels.rounded_rows`): tokens' gradients
                 differ by orders of magnitude, and e5m2, which would hold them without, has a bit less
 

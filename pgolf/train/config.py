@@ -316,9 +316,9 @@ class TrainConfig:
     """Micro-batches as CUDA graphs: no gaps between kernels, but they keep the memory of a pass, beside that of the
     first run of each kind, and two more copies of the gradients; a CPU goes without."""
     matmul: Literal["bfloat16", "fp8"] = "bfloat16"
-    """`fp8`: with `kernels: triton`, queries, keys, values, up, down and the gradient that goes back through down as
-    products of 8-bit floats, on Hopper with quack-kernels (see `pgolf.kernels.float8`); the other gradients stay in
-    bfloat16."""
+    """`fp8`: with `kernels: triton`, queries, keys, values, up, down, the logits and the gradient that goes back
+    through down as products of 8-bit floats, on Hopper with quack-kernels (see `pgolf.kernels.float8`); the other
+    gradients stay in bfloat16."""
     trace_every: int = 10
     """Steps between entries of the training trace (loss, rate, gradient norms; gates at every fourth entry)."""
     checkpoint_seconds: float = 60.0
