@@ -54,7 +54,7 @@ def newton_schulz(u: Tensor, steps: int, coefficients: tuple[tuple[float, float,
         gram = x @ x.mT
         gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         gram.diagonal(0, 1, 2).add_(a)  # as a term of its own it would be read and added once more
-        x = gram @ x
+        x = torch.bmm(gram, x)
     return x.mT if tall else x
 
 
