@@ -41,7 +41,7 @@ class Eighth(NamedTuple):
 def round_weight(w: Tensor) -> Eighth:
     """w [rows, inner] with its largest entry at the top of the range."""
     scale = torch.linalg.vector_norm(w, math.inf, dtype=torch.float32).clamp_min_(LEAST).div_(LARGEST)
-    return Eighth((w / scale).to(KIND).contiguous(), scale)
+    return Eighth((w.float() / scale).to(KIND).contiguous(), scale)
 
 
 def transposed(w: Eighth) -> Eighth:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pgolf.kernels.float8 import Eighth, round_weight, transposed
-from pgolf.kernels.folding import Matrices, fold
+from pgolf.kernels.float8 import Eighth
+from pgolf.kernels.folding import Matrices, fold, fold_and_round
 from pgolf.kernels.gated_output import GATE_COLUMNS
 
 if TYPE_CHECKING:
@@ -61,12 +61,13 @@ def folded(p: "Parameters", dtype: torch.dtype, eight: bool = False) -> Weights:
     """The matrices in `dtype`, and in float8 too."""
     gate_rows = 0 if p.gate is None else -(-len(p.gate) // GATE_COLUMNS) * GATE_COLUMNS
     matrices = Matrices(p.query, p.key, p.value, p.gate, p.up, p.out, p.down)
-    read, up, out, down = fold(matrices, gate_rows, p.attn_scale, p.mlp_scale, dtype)
-    found = Weights(read[: len(p.query) + 2 * len(p.key)], read, out, up, down)
-    if not eight:
-        return found
-    qkv8, up8, down8 = (round_weight(w) for w in (found.qkv, found.up, found.down))
-    return found._replace(eight=Eight(qkv8, up8, down8, transposed(up8), transposed(down8)))
+    given, eighths = (matrices, gate_rows, p.attn_scale, p.mlp_scale, dtype), None
+    if eight:
+        (read, up, out, down), rounded = fold_and_round(*given)
+        eighths = Eight(*rounded)
+    else:
+        read, up, out, down = fold(*given)
+    return Weights(read[: len(p.query) + 2 * len(p.key)], read, out, up, down, eighths)
 
 
 def weight_gradient(g: Tensor, x: Tensor, total: Tensor | None = None) -> Tensor:

@@ -37,6 +37,6 @@ def add(parameters: Sequence[nn.Parameter], sums: Sequence[Tensor | None], limit
             grads.append(grad)
             totals.append(parameter.grad)
     if limit is not None:
-        norm = torch.stack(torch._foreach_norm(grads)).float().norm()
+        norm = torch.nn.utils.get_total_norm(grads).float()
         rate = -(limit / (norm + 1e-6)).clamp_max(1)
     descend(totals, grads, rate)

@@ -9,7 +9,7 @@
     P   <- P - lr wd P, or P - lr wd clip(P, -d, d), d = c / sqrt(fan-in)   (Huber decay, PR 1807, after AdamHD)
     P   <- P - lr sqrt(max(1, rows / cols)) X
 
-Newton-Schulz: X <- u / (|u|_F + 1e-7); repeat A = X X^T, X <- a X + (b A + c A A) X. Jordan et al. 2024; Polar
+Newton-Schulz: X <- u / (|u|_F + 1e-7); repeat A = X X^T, X <- (a I + b A + c A A) X. Jordan et al. 2024; Polar
 Express tuples: Amsel et al. 2025, PR 1787.
 
 Huber decay pulls outliers less than the proportional decay does. The published NorMuon (a running second moment per
@@ -52,7 +52,9 @@ def newton_schulz(u: Tensor, steps: int, coefficients: tuple[tuple[float, float,
     for step in range(steps):
         a, b, c = coefficients[min(step, len(coefficients) - 1)]
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        gram.diagonal(0, 1, 2).add_(a)  # as a term of its own it would be read and added once more
+        x = torch.bmm(gram, x)
     return x.mT if tall else x
 
 

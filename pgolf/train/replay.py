@@ -70,7 +70,8 @@ class Replay:
         found = compress(zip(self.parameters, self.gradients, strict=True), given)
         others = [(parameter, held) for parameter, held in found if parameter.grad is not held]
         if new := [held for parameter, held in others if parameter.grad is None]:
-            torch._foreach_zero_(new)
+            for dtype in {held.dtype for held in new}:  # of one type they are one launch, else as many as tensors
+                torch._foreach_zero_([held for held in new if held.dtype == dtype])
         for parameter, held in others:
             if parameter.grad is not None:
                 held.copy_(parameter.grad)  # of a run that was the first of its kind

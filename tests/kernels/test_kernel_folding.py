@@ -6,7 +6,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from pgolf.kernels import folding
+from pgolf.kernels import float8, folding
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WIDTH, INNER, KEYS, UNITS = 24, 16, 8, 40  # some are no powers of two
@@ -39,6 +39,61 @@ def test_fold(gated, dtype):
         assert ours.dtype == dtype
         assert ours.shape == wanted.shape
         torch.testing.assert_close(ours.double(), wanted.double(), rtol=bound, atol=0)
+
+
+def rounded(dtype, given=None):
+    """What is folded and rounded, and what float8's own functions make of it."""
+    (query, key, value, out, up, down), (a, m) = given or matrices()
+    w = folding.Matrices(query, key, value, random(2, 12), up, out, down)
+    folded, found = folding.fold_and_round(w, 5, a, m, dtype)
+    for ours, alone in zip(folded, folding.fold(w, 5, a, m, dtype), strict=True):
+        assert torch.equal(ours, alone)
+    read, up, _, down = folded
+    expected = [float8.round_weight(each) for each in (read[:-5], up, down)]
+    return found, (*expected, *map(float8.transposed, expected[1:]))
+
+
+def check_rounded(found, expected, differ):
+    for ours, wanted in zip(found, expected, strict=True):
+        assert torch.equal(ours.scale, wanted.scale)
+        assert ours.scale.shape == ()
+        assert ours.values.shape == wanted.values.shape
+        assert ours.values.is_contiguous()
+        assert float((ours.values.float() != wanted.values.float()).float().mean()) <= differ
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [4, 64])
+@pytest.mark.parametrize("tile", [16, 64])
+def test_fold_and_round(dtype, rows, tile, monkeypatch):
+    monkeypatch.setattr(folding, "FOLD_ROWS", rows)
+    monkeypatch.setattr(folding, "ROUND_TILE", tile)
+    found, expected = rounded(dtype)
+    check_rounded(found, expected, 0.0 if DEVICE == "cuda" else 0.1)  # the interpreter drops a carry into the exponent
+    for across, along in ((found[3], found[1]), (found[4], found[2])):
+        assert torch.equal(across.values.float(), along.values.float().T)
+
+
+def test_zeros_are_rounded_to_zeros():
+    w, scales = matrices()
+    found, expected = rounded(torch.bfloat16, ((*w[:-1], torch.zeros_like(w[-1])), scales))
+    assert torch.equal(found[2].scale, expected[2].scale)
+    assert not found[2].values.float().any()
+    assert found[1].values.float().any()
+
+
+@pytest.mark.gpu
+def test_rounded_at_training_shapes():
+    """On a GPU every number is the one that a CPU finds."""
+    torch.manual_seed(0)
+    shapes = (512, 512), (256, 512), (256, 512), (512, 512), (2048, 512), (512, 2048)
+    found, expected = rounded(torch.bfloat16, (tuple(random(*shape) for shape in shapes), (random(512), random(512))))
+    check_rounded(found, expected, 0.0)
+    (query, key, value, out, up, down), (a, m) = matrices()
+    w = folding.Matrices(query, key, value, random(2, 12), up, out, down)
+    (read, up, _, down), found = folding.fold_and_round(w, 5, a, m, torch.bfloat16)
+    on_cpu = [float8.round_weight(each.cpu()) for each in (read[:-5], up, down)]
+    check_rounded([float8.Eighth(*(x.cpu() for x in each)) for each in found[:3]], on_cpu, 0.0)
 
 
 def test_unfold_is_the_gradient_of_folding():

@@ -103,3 +103,37 @@ def test_a_run_adds_to_gradients_of_others():
         replayed(0, torch.tensor([1.0, 2.0]))
         assert weight.grad.tolist() == [6.0, 9.0]
     assert theirs.tolist() == [5.0, 7.0]  # a graph adds in its own place
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_sums_begin_at_zero_by_type(monkeypatch):
+    """torch zeroes tensors of several types one by one."""
+    parameters = [nn.Parameter(torch.ones(2, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16) * 2]
+    seen, zero = [], torch._foreach_zero_
+
+    def zero_(tensors):
+        seen.append([each.dtype for each in tensors])
+        zero(tensors)
+
+    monkeypatch.setattr(torch, "_foreach_zero_", zero_)
+    replay = Replay(lambda kind: torch.zeros(()), parameters)
+    for held in replay.gradients:
+        held.fill_(3)
+    replay._hold([True, True, True, False])
+    assert sorted(map(str, seen)) == ["[torch.bfloat16]", "[torch.float32, torch.float32]"]
+    assert [held.tolist() for held in replay.gradients] == [[0, 0]] * 3 + [[3, 3]]
+    assert [p.grad is held for p, held in zip(parameters, replay.gradients, strict=True)] == [True] * 3 + [False]
+
+
+@pytest.mark.parametrize("limit", [0.5, 50.0])
+def test_gradients_of_two_types_are_clipped_by_their_common_norm(limit):
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.zeros(8, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)]
+    for parameter in parameters:
+        parameter.grad = torch.randn(8).to(parameter.dtype)
+    grads = [parameter.grad.double() for parameter in parameters]
+    norm = torch.cat(grads).norm()
+    add(parameters, [None, None], torch.tensor(limit))
+    for parameter, grad in zip(parameters, grads, strict=True):
+        assert parameter.grad.dtype == parameter.dtype
+        torch.testing.assert_close(parameter.grad.double(), grad * min(1, limit / norm), rtol=2**-7, atol=0)
