@@ -6,18 +6,14 @@
 C itself bounds y, so no maximum is sought. The product leaves z in the type of h; a program holds one row in registers
 and writes r over it, so one matrix [tokens, vocabulary] is all that the head keeps. An upstream gradient g per token
 scales rows, which commutes with both products that follow: dh = g (r E), dE = r^T (g h).
-
-With `eight` z is of h and E in float8 (`pgolf.kernels.float8`), which both products of the gradient read as they are.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from pgolf.kernels import float8
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 COLUMNS_PER_WARP = 1024
@@ -66,45 +62,10 @@ def _loss_rows(  # type: ignore[no-untyped-def]
     tl.store(first + columns, tl.where(columns == target, at_target, pulls * share), mask=columns < VOCAB)
 
 
-class Rounded(NamedTuple):
-    """h8 [N, d], and E8 [V, d] with its scale []."""
-
-    hidden: Tensor
-    embedding: Tensor
-    scale: Tensor
-
-
-def rounded(hidden: Tensor, embedding: Tensor) -> Rounded | None:
-    """hidden [N, d] and embedding [V, d] in float8; None where the library has no product of such a shape or type. No
-    entry of a normed state is beyond sqrt(d), so none is clipped.
-    """
-    if any(size % 16 for size in (*hidden.shape, len(embedding))):
-        return None
-    if hidden.device.type == "cuda" and hidden.dtype != torch.bfloat16:
-        return None
-    return Rounded(hidden.detach().to(float8.KIND), *float8.round_weight(embedding.detach()))
-
-
-def product8(h: Tensor, e: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """h E^T [N, V] in `dtype`, float32 sums, of float8 h [N, d] and E [V, d] times `scale` []."""
-    if h.device.type == "cuda":
-        one = torch.ones_like(scale)
-        return torch._scaled_mm(h, e.T, scale_a=one, scale_b=scale, out_dtype=dtype, use_fast_accum=True)
-    return (h.float() @ e.float().T * scale).to(dtype)
-
-
 @torch.library.custom_op("pgolf::softcap_loss", mutates_args=())
-def losses_and_residuals(
-    hidden: Tensor, embedding: Tensor, targets: Tensor, softcap: float, hidden8: Tensor | None = None,
-    embedding8: Tensor | None = None, scale: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """hidden [N, d], embedding [V, d], targets int64 [N] to losses float32 [N], nats, and r [N, V] like hidden; what is
-    `Rounded` is multiplied in their place.
-    """
-    if hidden8 is None or embedding8 is None or scale is None:
-        logits = hidden @ embedding.T
-    else:
-        logits = product8(hidden8, embedding8, scale, hidden.dtype)
+def losses_and_residuals(hidden: Tensor, embedding: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
+    """hidden [N, d], embedding [V, d], targets int64 [N] to losses float32 [N], nats, and r [N, V] like hidden."""
+    logits = hidden @ embedding.T
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     vocab = len(embedding)
     block = triton.next_power_of_2(vocab)
@@ -116,7 +77,7 @@ def losses_and_residuals(
 
 
 @losses_and_residuals.register_fake
-def _(hidden: Tensor, embedding: Tensor, targets: Tensor, softcap: float, *_: Tensor | None) -> tuple[Tensor, Tensor]:
+def _(hidden: Tensor, embedding: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
     return targets.new_empty(targets.shape, dtype=torch.float32), hidden.new_empty(len(hidden), len(embedding))
 
 
@@ -132,17 +93,14 @@ def _gradients(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ..
     weighted = hidden * (upstream / largest)[:, None].to(hidden.dtype)
     d_hidden = (residuals @ embedding) * upstream[:, None]
     d_embedding = (residuals.T @ weighted) * largest
-    return d_hidden.to(hidden.dtype), d_embedding.to(embedding.dtype), None, None, None, None, None
+    return d_hidden.to(hidden.dtype), d_embedding.to(embedding.dtype), None, None
 
 
 losses_and_residuals.register_autograd(_gradients, setup_context=_save)
 
 
-def softcap_losses(hidden: Tensor, embedding: Tensor, targets: Tensor, softcap: float, eight: bool = False) -> Tensor:
-    """Losses float32 like targets [B, T] of hidden [B, T, d] and embedding [V, d], which is cast to its type; `eight`
-    takes a normed state.
-    """
-    rows, embedding = hidden.flatten(0, 1), embedding.to(hidden.dtype)
-    also = (rounded(rows, embedding) if eight else None) or ()
-    losses: Tensor = losses_and_residuals(rows, embedding, targets.flatten(), softcap, *also)[0]
+def softcap_losses(hidden: Tensor, embedding: Tensor, targets: Tensor, softcap: float) -> Tensor:
+    """Losses float32 like targets [B, T] of hidden [B, T, d] and embedding [V, d], which is cast to its type."""
+    rows = hidden.flatten(0, 1)
+    losses: Tensor = losses_and_residuals(rows, embedding.to(rows.dtype), targets.flatten(), softcap)[0]
     return losses.view_as(targets)

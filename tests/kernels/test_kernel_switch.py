@@ -122,19 +122,6 @@ def test_a_softcap_beyond_the_kernel_stays_plain():
         assert ("surprise" in names) == hidden
 
 
-@pytest.mark.parametrize("eight", [False, True])
-def test_8_bits_reach_the_logits(eight, monkeypatch):
-    pytest.importorskip("triton", reason="Triton is not installed")
-    from pgolf.kernels import softcap_loss
-
-    found = []
-    monkeypatch.setattr(softcap_loss, "softcap_losses", lambda *_, eight=False: found.append(eight))
-    model = build()
-    fast.hide(model, eight)
-    model.surprise(torch.zeros(1, 16, 16), torch.zeros(1, 16, dtype=torch.int64))
-    assert found == [eight]
-
-
 def test_8_bits_are_refused_where_they_would_be_nowhere(monkeypatch):
     pytest.importorskip("triton", reason="Triton is not installed")
     from pgolf.kernels import epilogue
