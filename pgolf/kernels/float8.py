@@ -47,8 +47,3 @@ def round_weight(w: Tensor) -> Eighth:
 def transposed(w: Eighth) -> Eighth:
     """[inner, rows]: products in float8 read both operands along what they sum over."""
     return Eighth(w.values.T.contiguous(), w.scale)
-
-
-def round_stream(x: Tensor) -> Tensor:
-    """x as it is, clipped."""
-    return x.clamp(-LARGEST, LARGEST).to(KIND)

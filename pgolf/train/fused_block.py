@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pgolf.kernels.column_sums import column_sums
 from pgolf.kernels.gated_output import Gate, gated_backward, gated_forward
 from pgolf.kernels.heads import heads_backward
 from pgolf.kernels.heads_accumulated import heads_backward_of_sums
@@ -100,7 +101,7 @@ def attention_backward(call: Call, kept: Attended, g: Tensor, p: Parameters) -> 
     delta = None if call.rows is None else g.new_empty(kept.y.shape[:2], dtype=torch.float32)
     dy, dv2 = gated_backward(dz, kept.y, values, gate, kept.logits, read[:, width:], common, delta)
     gain = _to_projection(call, kept, dy, delta, dv2, p, read, None if common is None else common[:, -keys:])
-    call.sums.add("gain", gain.sum(0))
+    call.sums.add("gain", column_sums(gain[None])[0])
     call.sums.product("read", read, kept.stream)
     return AttentionGradients(read, common)
 
@@ -149,7 +150,7 @@ def head_backward(
         assert call.branch is not None
         given |= {"branch": branch.contiguous(), "ratio": call.branch.ratio}
         found = past_mix_and_branch(a.read, call.weights.read.T, dx, past, **given)
-    sums = found["columns"].sum(1)
+    sums = column_sums(found["columns"])
     if call.join is not None:
         call.join.add(p.mix[0] * sums[0], sums[2])
     return MixGradients(dx, dx0, sums[:2])

@@ -75,12 +75,16 @@ def feed_forward(call: Call, stream: Stream) -> tuple[Fed, Tensor | None]:
     if not call.epilogues:
         normed = norm_forward(h, call.scale)
         return Fed(normed.y, normed.inverse, *hidden_units(normed.y, call.weights.up, call.slope)), None
-    inverse, factor = norm_factors(*((h, call.scale) if squares is None else (squares, call.scale, h.size(1))))
     f, slope, eight = h.new_empty(len(h), len(call.weights.up)), abs(call.slope), call.weights.eight
-    if eight is None:
+    if squares is None:
+        h8 = None if eight is None else torch.empty_like(h, dtype=float8.KIND)
+        inverse, factor = norm_factors(h, call.scale, h8=h8)
+    else:
+        inverse, factor = norm_factors(squares, call.scale, h.size(1))
+    if eight is None or h8 is None:
         hidden(h, call.weights.up, f, factor=factor, slope=slope)
         return Fed(h, inverse, f, factor), None
-    f8, h8 = torch.empty_like(f, dtype=float8.KIND), float8.round_stream(h) if h8 is None else h8
+    f8 = torch.empty_like(f, dtype=float8.KIND)
     hidden8(h8, eight.up.values, f, factor=factor, slope=slope, scale=eight.up.scale, f8=f8)
     return Fed(h, inverse, f, factor), f8
 

@@ -22,6 +22,11 @@ def descend(weights: list[Tensor], directions: list[Tensor], rate: float | Tenso
     )  # fmt: skip
 
 
+def by_type(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """In groups of one type: foreach functions launch a kernel for every tensor of a mixed list."""
+    return [[each for each in tensors if each.dtype == dtype] for dtype in dict.fromkeys(t.dtype for t in tensors)]
+
+
 @torch.no_grad()
 def add(parameters: Sequence[nn.Parameter], sums: Sequence[Tensor | None], limit: Tensor | None = None) -> None:
     """Make the sums the gradients of parameters, after adding in place the gradients g that these have.
@@ -37,6 +42,7 @@ def add(parameters: Sequence[nn.Parameter], sums: Sequence[Tensor | None], limit
             grads.append(grad)
             totals.append(parameter.grad)
     if limit is not None:
-        norm = torch.nn.utils.get_total_norm(grads).float()
+        norms = [torch.stack(torch._foreach_norm(group)).float().norm() for group in by_type(grads)]
+        norm = torch.stack(norms).norm()
         rate = -(limit / (norm + 1e-6)).clamp_max(1)
     descend(totals, grads, rate)

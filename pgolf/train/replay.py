@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pgolf.train.gradients import add
+from pgolf.train.gradients import add, by_type
 
 Inputs = tuple[Tensor | None, ...]
 
@@ -69,9 +69,8 @@ class Replay:
         """Have the gradients of these parameters where graphs add to them."""
         found = compress(zip(self.parameters, self.gradients, strict=True), given)
         others = [(parameter, held) for parameter, held in found if parameter.grad is not held]
-        if new := [held for parameter, held in others if parameter.grad is None]:
-            for dtype in {held.dtype for held in new}:  # of one type they are one launch, else as many as tensors
-                torch._foreach_zero_([held for held in new if held.dtype == dtype])
+        for group in by_type([held for parameter, held in others if parameter.grad is None]):
+            torch._foreach_zero_(group)
         for parameter, held in others:
             if parameter.grad is not None:
                 held.copy_(parameter.grad)  # of a run that was the first of its kind

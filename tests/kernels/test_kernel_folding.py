@@ -42,14 +42,16 @@ def test_fold(gated, dtype):
 
 
 def rounded(dtype, given=None):
-    """What is folded and rounded, and what float8's own functions make of it."""
+    """What is folded and rounded, and what float8's own functions make of it on a CPU (CUDA divides by multiplying)."""
     (query, key, value, out, up, down), (a, m) = given or matrices()
     w = folding.Matrices(query, key, value, random(2, 12), up, out, down)
     folded, found = folding.fold_and_round(w, 5, a, m, dtype)
     for ours, alone in zip(folded, folding.fold(w, 5, a, m, dtype), strict=True):
         assert torch.equal(ours, alone)
     read, up, _, down = folded
-    expected = [float8.round_weight(each) for each in (read[:-5], up, down)]
+    expected = [float8.round_weight(each.cpu()) for each in (read[:-5], up, down)]
+    assert all(each.values.is_contiguous() for each in found)
+    found = tuple(float8.Eighth(*(x.cpu() for x in each)) for each in found)
     return found, (*expected, *map(float8.transposed, expected[1:]))
 
 
@@ -58,7 +60,6 @@ def check_rounded(found, expected, differ):
         assert torch.equal(ours.scale, wanted.scale)
         assert ours.scale.shape == ()
         assert ours.values.shape == wanted.values.shape
-        assert ours.values.is_contiguous()
         assert float((ours.values.float() != wanted.values.float()).float().mean()) <= differ
 
 
@@ -89,11 +90,6 @@ def test_rounded_at_training_shapes():
     shapes = (512, 512), (256, 512), (256, 512), (512, 512), (2048, 512), (512, 2048)
     found, expected = rounded(torch.bfloat16, (tuple(random(*shape) for shape in shapes), (random(512), random(512))))
     check_rounded(found, expected, 0.0)
-    (query, key, value, out, up, down), (a, m) = matrices()
-    w = folding.Matrices(query, key, value, random(2, 12), up, out, down)
-    (read, up, _, down), found = folding.fold_and_round(w, 5, a, m, torch.bfloat16)
-    on_cpu = [float8.round_weight(each.cpu()) for each in (read[:-5], up, down)]
-    check_rounded([float8.Eighth(*(x.cpu() for x in each)) for each in found[:3]], on_cpu, 0.0)
 
 
 def test_unfold_is_the_gradient_of_folding():

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from pgolf.kernels import elements, float8, gated_output, heads, heads_product, lane_sum, residual_norm, row_factors
+from pgolf.kernels import (
+    column_sums, elements, float8, gated_output, heads, heads_product, lane_sum, residual_norm, row_factors,
+)  # fmt: skip
 from pgolf.model.blocks import exclusive
 from pgolf.model.norm import EPS
 from pgolf.model.rotary import rotate
@@ -185,6 +187,13 @@ def test_gated_output(tokens, shape, dtype, bound, xsa, gated):
         assert not dl[:, shape.heads :].any()
         assert_near([logits, dl[:, : shape.heads]], [logit, wanted[2] * factor.double()[:, None]], bound)
         assert_near([common], [(wanted[2] * logit).unflatten(1, (common.size(1), -1)).sum(-1)], bound)
+
+
+@pytest.mark.parametrize("shape", [(3, 300, 48), (1, 2050, 8), (2, 1, 5), (1, 7, 130)])
+def test_column_sums(shape):
+    torch.manual_seed(0)
+    parts = torch.randn(shape, device=DEVICE)
+    assert_near([column_sums.column_sums(parts)], [parts.double().sum(1)], 1e-5)
 
 
 @pytest.mark.parametrize(("tokens", "width", "dtype", "bound"), SIZES)
