@@ -115,6 +115,7 @@ OPTIONAL: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "pgolf.train.qat": lambda params: any(params["train"]["qat"][key] for key in ("below", "last")),
     "pgolf.train.selective": lambda params: params["train"]["token_fraction"] < 1,
     "pgolf.train.snapshots": lambda params: params["train"]["average"] in ("swa", "tight_swa", "lawa"),
+    "pgolf.train.warmdowns": lambda params: params["train"]["schedule"] != "linear",
     "pgolf.evaluate.carry": lambda params: params["evaluate"]["lora"]["carry"] > 0,
     "pgolf.evaluate.cached_ttt": lambda params: params["evaluate"]["ttt"] == "cached",
     "pgolf.evaluate.chunk_ttt.chunk_ttt": lambda params: params["evaluate"]["ttt"] == "chunk",

@@ -83,21 +83,11 @@ def progress(config: TrainConfig, step: int, seconds: float) -> float:
 
 def warmdown(config: TrainConfig, f: float, step: int) -> float:
     """The falling part of the multiplier, without warm-up."""
-    if config.schedule == "d2z":
-        shape = 1 - f
-    elif config.schedule == "iterations":
-        wanted = config.warmdown_steps * f
-        shape = min(1.0, (1 - f) * step / wanted) if wanted and step else 1.0
-    elif config.warmdown == 0 or f < 1 - config.warmdown:
-        return 1.0
-    else:
-        left = min((1 - f) / config.warmdown, 1.0)  # from 1 to 0; above 1 only by rounding
-        if config.schedule == "sqrt":
-            left = 1 - math.sqrt(1 - left)
-        elif config.schedule == "cosine":
-            left = (1 - math.cos(math.pi * left)) / 2
-        shape = left
-    return max(shape, config.lr_floor)
+    if config.schedule != "linear":
+        from pgolf.train.warmdowns import other_warmdown
+
+        return max(other_warmdown(config, f, step), config.lr_floor)
+    return max(min((1 - f) / config.warmdown, 1.0) if config.warmdown else 1.0, config.lr_floor)
 
 
 def lr_multiplier(config: TrainConfig, f: float, step: int) -> float:

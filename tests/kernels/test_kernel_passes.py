@@ -8,7 +8,15 @@ import torch.nn.functional as F
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from pgolf.kernels import (
-    column_sums, elements, float8, gated_output, heads, heads_product, lane_sum, residual_norm, row_factors,
+    column_sums,
+    elements,
+    float8,
+    gated_output,
+    heads,
+    heads_product,
+    lane_sum,
+    residual_norm,
+    row_factors,
 )  # fmt: skip
 from pgolf.model.blocks import exclusive
 from pgolf.model.norm import EPS

@@ -268,6 +268,7 @@ def test_optional_modules_exist_and_follow_the_parameters() -> None:
         ("train", "choose_batches", 4, "pgolf.train.choose"),
         ("train", "muon", {"mousse": True, "huber": None}, "pgolf.train.mousse"),
         ("train", "muon", {"mousse": False, "huber": 3.0}, "pgolf.train.huber"),
+        ("train", "schedule", "cosine", "pgolf.train.warmdowns"),
         ("train", "token_fraction", 0.5, "pgolf.train.selective"),
         ("train", "qat", {"below": 0.15, "last": 0.0}, "pgolf.train.qat"),
         ("train", "finish", {"replay_batches": 0, "distill_steps": 50}, "pgolf.train.finishing"),
