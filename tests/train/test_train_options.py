@@ -265,12 +265,12 @@ def test_distillation_pulls_towards_the_average_on_fresh_data(shards, monkeypatc
 
 
 def test_no_thread_reads_ahead_on_a_cpu(shards):
-    with run_module._ahead(open_batches(CONFIG, shards), CONFIG, CPU) as stream:
+    with run_module.ahead(open_batches(CONFIG, shards), CONFIG, CPU) as stream:
         assert isinstance(stream, ShuffledRows)
     cuda = torch.device("cuda")
-    with run_module._ahead(open_batches(CONFIG, shards), dataclasses.replace(CONFIG, prefetch=0), cuda) as stream:
+    with run_module.ahead(open_batches(CONFIG, shards), dataclasses.replace(CONFIG, prefetch=0), cuda) as stream:
         assert isinstance(stream, ShuffledRows)
-    with run_module._ahead(open_batches(CONFIG, shards), CONFIG, cuda) as stream:
+    with run_module.ahead(open_batches(CONFIG, shards), CONFIG, cuda) as stream:
         assert isinstance(stream, Prefetch)
         assert stream.pin
 
