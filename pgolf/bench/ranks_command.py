@@ -38,6 +38,8 @@ def bench_ranks(
         if code := run_together([sys.executable, "-c", "from pgolf.cli import main; main()", *own], count):
             raise typer.Exit(code)
         return
+    if number is not None:
+        raise InputError("--ranks starts processes, and torchrun has started them already: leave it out")
     from pgolf import artifacts
     from pgolf.bench.ranks import measure_ranks, meet
     from pgolf.data.tokens import open_tokens

@@ -129,7 +129,6 @@ def bench_agree(
     for way, config in ways(sections.train, steps, seeds).items():
         losses[way] = training_losses(sections.model, config, tokens.vocab_size, tokens.train, device, dtype)
         console.print(f"{way}: loss {losses[way][-1]:.4f} at step {steps}")
-    save(losses, out)
     found = agreement(losses)
     rows = [
         (name, f"{sum(gaps) / len(gaps):.5f}", f"{max(gaps):.5f}", "" if name == SPREAD else found.outside(name))
@@ -137,4 +136,5 @@ def bench_agree(
     ]
     columns = ("run", "mean", "largest", "outside the spread")
     table(f"nats from the run as configured, means of {EVERY} steps, {len(found.spread)} of them", columns, rows)
+    save(losses, out)
     console.print(f"{out}/agreement.json, {out}/agreement.png")

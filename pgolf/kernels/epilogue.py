@@ -66,7 +66,7 @@ class Product:
         self, a: Tensor, b: Tensor, out: Tensor, c: Tensor | None = None, **operands: Tensor | float
     ) -> dict[str, Tensor]:
         """Writes `out` [N, n], which may be `c`, and the tensors of `also`; returns sums in parts, float32: [N, parts]
-        over columns, [parts, n] over rows, the latter as `columns` [sums, parts, n] too.
+        over columns, [parts, n] over rows, the latter as `columns` [sums, parts, n] too, in the order of `column_sums`.
         """
         if a.device.type == "cpu":
             return self._by_tensors(a, b, out, c, operands)

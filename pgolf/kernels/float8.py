@@ -13,7 +13,6 @@ Each operand has 3 bits of fraction; sums are float32. The other gradients stay 
 would need more transposed copies than the product saves. Formats: Micikevicius et al. 2022.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -36,14 +35,3 @@ class Eighth(NamedTuple):
     values: Tensor
     scale: Tensor
     """[], float32."""
-
-
-def round_weight(w: Tensor) -> Eighth:
-    """w [rows, inner] with its largest entry at the top of the range."""
-    scale = torch.linalg.vector_norm(w, math.inf, dtype=torch.float32).clamp_min_(LEAST).div_(LARGEST)
-    return Eighth((w.float() / scale).to(KIND).contiguous(), scale)
-
-
-def transposed(w: Eighth) -> Eighth:
-    """[inner, rows]: products in float8 read both operands along what they sum over."""
-    return Eighth(w.values.T.contiguous(), w.scale)

@@ -93,7 +93,7 @@ def fold(w: Matrices, gate_rows: int, a: Tensor, m: Tensor, dtype: torch.dtype) 
 def fold_and_round(
     w: Matrices, gate_rows: int, a: Tensor, m: Tensor, dtype: torch.dtype
 ) -> tuple[tuple[Tensor, ...], tuple[Eighth, ...]]:
-    """What `fold` returns, and in float8 read without the gate, up, down, up^T and down^T: `round_weight` of each."""
+    """What `fold` returns, and in float8 read without the gate, up, down, up^T and down^T: w / s, s = max |w| / 448."""
     ends, blocks = _programs(w, gate_rows)
     most = a.new_empty(blocks, dtype=torch.float32)
     read, up, _, down = folded = _folded(w, gate_rows, a, m, dtype, most)

@@ -69,9 +69,8 @@ def fused(
     y = x.new_empty(len(x), len(weight), dtype=dtype)
     inverse = x.new_empty(len(x), len(weight) // shape.head_dim, dtype=torch.float32)
     operands = {"rows": factor[None], "factor": gain.detach(), "cosine": cos, "crossed": sin, "inverse": inverse}
-    tile = TILE
     _epilogue(shape.heads, shape.kv_heads, shape.head_dim).gemm(
-        x, weight, y, epi_args=operands, tile_M=tile.rows, tile_N=tile.columns, cluster_M=tile.cluster[0],
-        cluster_N=tile.cluster[1], pingpong=tile.pingpong, post_init_attrs=FAST if x.dtype.itemsize == 1 else (),
+        x, weight, y, epi_args=operands, tile_M=TILE.rows, tile_N=TILE.columns, cluster_M=TILE.cluster[0],
+        cluster_N=TILE.cluster[1], pingpong=TILE.pingpong, post_init_attrs=FAST if x.dtype.itemsize == 1 else (),
     )  # fmt: skip
     return y, inverse

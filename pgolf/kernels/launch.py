@@ -20,6 +20,16 @@ def rows(tokens, HEADS: tl.constexpr, D: tl.constexpr, T: tl.constexpr):
     return token, each % HEADS, columns, (token < tokens)[:, None] & (columns < D)
 
 
+@triton.jit
+def rates(weight, gate, columns, D: tl.constexpr, GATED: tl.constexpr):
+    """w and g = sigmoid(gate) of a skip [1, D]; without a gate g is not read."""
+    w = tl.load(weight + columns, mask=columns < D, other=0.0).to(tl.float32)
+    g = w
+    if GATED:
+        g = tl.sigmoid(tl.load(gate + columns, mask=columns < D, other=0.0).to(tl.float32))
+    return w, g
+
+
 def shares(device: torch.device, blocks: int) -> tuple[int, int]:
     """For a pass whose sums over tokens are added at the end: programs for `blocks` pieces of work, and the most pieces
     of one; a few programs for each multiprocessor, two in the interpreter.

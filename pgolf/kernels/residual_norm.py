@@ -23,8 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pgolf.kernels import float8
-from pgolf.kernels.launch import shares
-from pgolf.kernels.skip import _rates
+from pgolf.kernels.launch import rates, shares
 
 EPS = tl.constexpr(torch.finfo(torch.float32).eps)
 LARGEST8 = tl.constexpr(float8.LARGEST)
@@ -47,7 +46,7 @@ def _norm_forward(
     inside = (rows[:, None] < tokens) & (columns < D)
     value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
     if SKIP:
-        w, g = _rates(weight, gate, columns, D, True)
+        w, g = rates(weight, gate, columns, D, True)
         skipped = value
         if not SAME:
             skipped = tl.load(s + place, mask=inside, other=0.0).to(tl.float32)

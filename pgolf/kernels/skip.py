@@ -16,22 +16,12 @@ import triton.language as tl
 from torch import Tensor
 
 from pgolf.kernels.column_sums import column_sums
-from pgolf.kernels.launch import shares
+from pgolf.kernels.launch import rates, shares
 
 FORWARD_ROWS = 4
 """Tokens of a program."""
 ROWS = 8
 """Tokens that a program of the backward pass holds at a time; the fastest of 2, 4, 8 and 16 on an H100."""
-
-
-@triton.jit
-def _rates(weight, gate, columns, D: tl.constexpr, GATED: tl.constexpr):
-    """w and g [1, D]; without a gate what is on both sides of it counts in full."""
-    w = tl.load(weight + columns, mask=columns < D, other=0.0).to(tl.float32)
-    g = w
-    if GATED:
-        g = tl.sigmoid(tl.load(gate + columns, mask=columns < D, other=0.0).to(tl.float32))
-    return w, g
 
 
 @triton.jit
@@ -43,7 +33,7 @@ def _skip_forward(
     columns = tl.arange(0, BLOCK)[None, :]
     place = rows[:, None] * D + columns
     inside = (rows[:, None] < tokens) & (columns < D)
-    w, g = _rates(weight, gate, columns, D, GATED)
+    w, g = rates(weight, gate, columns, D, GATED)
     value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
     skipped = value
     if not SAME:
@@ -62,7 +52,7 @@ def _skip_backward(
     SAME: tl.constexpr, BRANCH: tl.constexpr,
 ):  # fmt: skip
     columns = tl.arange(0, BLOCK)[None, :]
-    w, g = _rates(weight, gate, columns, D, GATED)
+    w, g = rates(weight, gate, columns, D, GATED)
     of_w = tl.zeros((ROWS, BLOCK), tl.float32)
     of_gate = tl.zeros((ROWS, BLOCK), tl.float32)
     for step in tl.range(STEPS):

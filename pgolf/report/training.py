@@ -1,5 +1,6 @@
 """Pictures of what happened during training, from the trace of one run or of two."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -148,7 +149,7 @@ def agreement(
     figure, (top, bottom) = plots.figure(5.0, rows=2, sharex=True)
     steps = (np.arange(len(spread)) + 0.5) * every
     bottom.fill_between(steps, spread, color=plots.GREY, alpha=0.35, linewidth=0, label="spread of seeds")
-    colors = iter((plots.ORANGE, plots.GREEN))
+    colors = itertools.cycle((plots.ORANGE, plots.GREEN, plots.PURPLE))
     for name, values in losses.items():
         seed = name not in gaps and name != next(iter(losses))
         color = plots.GREY if seed else next(colors) if name in gaps else plots.BLUE

@@ -313,8 +313,9 @@ class TrainConfig:
     """`triton`: hand-written kernels for the loss, the MLP and between the products of a block while training, on CUDA
     (PR 1530, 1787); a CPU goes without."""
     graphs: bool = False
-    """Micro-batches as CUDA graphs: no gaps between kernels, but they keep the memory of a pass, beside that of the
-    first run of each kind, and two more copies of the gradients; a CPU goes without."""
+    """Micro-batches as CUDA graphs: no gaps between kernels, but they keep the memory of a pass and one more copy of
+    the gradients, and a kind of micro-batch that the warm-up has not met takes that of its first run beside it; a CPU
+    goes without."""
     matmul: Literal["bfloat16", "fp8"] = "bfloat16"
     """`fp8`: with `kernels: triton`, queries, keys, values, up, down, the gradients that go back through down and up
     and that of up itself as products of 8-bit floats, on Hopper with quack-kernels (see `pgolf.kernels.float8`); the

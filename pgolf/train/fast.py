@@ -24,15 +24,16 @@ from pgolf.model.mlp import MLP
 
 if TYPE_CHECKING:
     from pgolf.model.visit import Visit
+    from pgolf.train.config import TrainConfig
 
 
 LARGEST_SOFTCAP = 43.0
 """Beyond it exp(-2 C), the least power in the kernel's sum, is no normal number of float32."""
 
 
-def install(model: GPT, eight: bool = False, tokens: int = 0) -> None:
-    """Hide functions of a model behind kernels, in place, before it is compiled; only a warning on a CPU. `eight` is
-    `train.matmul: fp8`, an InputError where the GPU or the model has no such products, or not of so many tokens.
+def install(model: GPT, config: "TrainConfig") -> None:
+    """Hide functions of a model behind kernels, in place, before it is compiled; only a warning on a CPU. With
+    `matmul: fp8` an InputError where the GPU or the model has no such products, or training none that fit.
     """
     if model.tok_emb.weight.device.type == "cpu":
         warnings.warn("`train.kernels` is triton: its kernels need a GPU, training goes without", stacklevel=2)
@@ -43,12 +44,13 @@ def install(model: GPT, eight: bool = False, tokens: int = 0) -> None:
         raise InputError(
             "`train.kernels` is triton, and the package triton is not installed: pip install triton, or set it to plain"
         ) from error
+    eight = config.matmul == "fp8"
     if eight:
-        check_eight(model, tokens)
+        check_eight(model, config)
     hide(model, eight)
 
 
-def check_eight(model: GPT, tokens: int) -> None:
+def check_eight(model: GPT, config: "TrainConfig") -> None:
     """InputError where products of 8-bit floats cannot be, or would be nowhere."""
     from pgolf.kernels import epilogue
     from pgolf.train.fused_model import fused_functions
@@ -60,8 +62,10 @@ def check_eight(model: GPT, tokens: int) -> None:
         reason = "no block of this model is of the form that has such products (`pgolf.train.fused_model.fits`)"
     elif model.config.dim % 16:
         reason = f"such products take multiples of 16, not `dim` {model.config.dim}"
-    elif tokens % 16:
-        reason = f"such products take multiples of 16, not `micro_tokens` {tokens}"
+    elif config.micro_tokens % 16:
+        reason = f"such products take multiples of 16, not `micro_tokens` {config.micro_tokens}"
+    elif config.token_fraction < 1:
+        reason = f"with `token_fraction` {config.token_fraction} rows have no gradient to find a scale by"
     if reason:
         raise InputError(f"`train.matmul` is fp8, but {reason}: set it to bfloat16")
 

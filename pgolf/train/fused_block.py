@@ -150,7 +150,7 @@ def head_backward(
         assert call.branch is not None
         given |= {"branch": branch.contiguous(), "ratio": call.branch.ratio}
         found = past_mix_and_branch(a.read, call.weights.read.T, dx, past, **given)
-    sums = column_sums(found["columns"])
+    sums = column_sums(found["columns"])  # of dh x, dh x0 and dh s: the order of the product's `column_sums`
     if call.join is not None:
         call.join.add(p.mix[0] * sums[0], sums[2])
     return MixGradients(dx, dx0, sums[:2])
@@ -180,6 +180,8 @@ class SequentialBlock(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
         g, later, branch = upstream
         if g is None:
+            if branch is not None and ctx.call.branch is not None:
+                branch = (branch * ctx.call.branch.ratio).to(branch.dtype)
             return None, branch, later, None, None, None
         call, (x, s, x0, inverse, *fed) = ctx.call, ctx.saved_tensors
         p, g = call.parameters, g.contiguous()

@@ -37,10 +37,14 @@ def add(parameters: Sequence[nn.Parameter], sums: Sequence[Tensor | None], limit
     rate = torch.tensor(-1.0)
     for parameter, total in zip(parameters, sums, strict=True):
         grad, parameter.grad = parameter.grad, total
-        if grad is not None:
+        if total is None and limit is None:
+            parameter.grad = grad
+        elif grad is not None:
             parameter.grad = torch.zeros_like(grad) if total is None else total
             grads.append(grad)
             totals.append(parameter.grad)
+    if not grads:
+        return
     if limit is not None:
         norms = [torch.stack(torch._foreach_norm(group)).float().norm() for group in by_type(grads)]
         norm = torch.stack(norms).norm()

@@ -28,7 +28,8 @@ class Captured(NamedTuple):
 class Replay:
     """`run(kind, *inputs)` adds to the gradients of `parameters` and returns a number [] in float32.
 
-    A gradient that is taken from a parameter is written over by the next run.
+    Gradients of replayed runs are `gradients` themselves: what reads or adds them up must have done so, on this stream,
+    before the next run. Those that were cleared begin at zero.
     """
 
     def __init__(self, run: Callable[..., Tensor], parameters: Sequence[nn.Parameter]) -> None:
@@ -91,5 +92,6 @@ class Replay:
         before = [parameter.grad for parameter in self.parameters]
         with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
             self.result.copy_(self.run(kind, *inputs))
-        assert all(parameter.grad is held for parameter, held in zip(self.parameters, before, strict=True))
+        kept = all(parameter.grad is held for parameter, held in zip(self.parameters, before, strict=True))
+        assert kept, "the run replaced a gradient instead of adding to it: a graph would not"
         return Captured(graph, inputs)

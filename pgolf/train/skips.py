@@ -21,8 +21,8 @@ from torch import Tensor
 
 from pgolf.kernels.residual_norm import Skip
 
-LEAST = -40.0
-"""Below it a gate's g is no longer followed: dx must hold what ds is made of, in the range of its numbers."""
+LEAST_GATE = -40.0
+"""A gate below it counts as this, in both passes: dx must hold what ds is made of, in the range of its numbers."""
 
 
 class Branch:
@@ -37,10 +37,9 @@ class Joins:
     """The skips of one pass; w and gates [n, d]."""
 
     def __init__(self, weights: Tensor, gates: Tensor) -> None:
-        self.weights, self.gates = weights.detach(), gates.detach()
-        within = self.gates.clamp(min=LEAST)
-        self.g, self.rest = torch.sigmoid(within), torch.sigmoid(-within)
-        self.ratio = self.weights * torch.exp(-within)
+        self.weights, self.gates = weights.detach(), gates.detach().clamp(min=LEAST_GATE)
+        self.g, self.rest = torch.sigmoid(self.gates), torch.sigmoid(-self.gates)
+        self.ratio = self.weights * torch.exp(-self.gates)
         self.found: dict[int, tuple[Tensor, Tensor]] = {}
 
     def gradients(self) -> tuple[Tensor, Tensor] | tuple[None, None]:

@@ -51,7 +51,7 @@ class Trainer:
         if config.kernels == "triton":
             from pgolf.train.fast import install
 
-            install(model, config.matmul == "fp8", config.micro_tokens)
+            install(model, config)
         if cuda and config.compile:
             compile_model(model, mode=config.compile_mode)
         self.graphs = cuda and config.graphs

@@ -8,6 +8,8 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+import rounded_weights
+
 from pgolf.errors import InputError
 from pgolf.kernels import float8, residual_norm, row_factors
 from pgolf.kernels.rounded_rows import round_rows
@@ -24,8 +26,8 @@ def value(eighth):
 
 def test_rounded_weights_are_near_and_zeros_stay_zeros():
     w = torch.randn(32, 48, device=DEVICE)
-    assert float((value(float8.round_weight(w)) - w).norm() / w.norm()) < STEP / 4
-    zeros = float8.round_weight(torch.zeros(32, 48, device=DEVICE))  # projections start so
+    assert float((value(rounded_weights.round_weight(w)) - w).norm() / w.norm()) < STEP / 4
+    zeros = rounded_weights.round_weight(torch.zeros(32, 48, device=DEVICE))  # projections start so
     assert not value(zeros).any()
 
 
@@ -65,8 +67,8 @@ def test_rows_of_any_size_keep_their_largest_entry_and_zeros_stay_zeros():
 
 
 def test_transposed_weights_are_the_same():
-    w = float8.round_weight(torch.randn(32, 48, device=DEVICE))
-    found = float8.transposed(w)
+    w = rounded_weights.round_weight(torch.randn(32, 48, device=DEVICE))
+    found = rounded_weights.turned(w)
     assert found.values.is_contiguous()
     assert torch.equal(value(found), value(w).T)
 

@@ -6,6 +6,8 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+import rounded_weights
+
 from pgolf.kernels import float8, folding
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -49,10 +51,10 @@ def rounded(dtype, given=None):
     for ours, alone in zip(folded, folding.fold(w, 5, a, m, dtype), strict=True):
         assert torch.equal(ours, alone)
     read, up, _, down = folded
-    expected = [float8.round_weight(each.cpu()) for each in (read[:-5], up, down)]
+    expected = [rounded_weights.round_weight(each.cpu()) for each in (read[:-5], up, down)]
     assert all(each.values.is_contiguous() for each in found)
     found = tuple(float8.Eighth(*(x.cpu() for x in each)) for each in found)
-    return found, (*expected, *map(float8.transposed, expected[1:]))
+    return found, (*expected, *map(rounded_weights.turned, expected[1:]))
 
 
 def check_rounded(found, expected, differ):

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+import rounded_weights
+
 from pgolf.kernels import elements, epilogue, float8
 from pgolf.kernels import stream_products as products
 from pgolf.kernels.rounded_rows import round_rows
@@ -128,7 +130,9 @@ def test_into_the_stream(tokens, width, units, dtype, bound):
 def test_products_of_8_bits_are_those_of_the_rounded_operands(tokens, width, units, dtype, bound):
     """Their own results in 8 bits are off by half a step at most."""
     h, z = normal(tokens, width, dtype=dtype), normal(tokens, width, dtype=dtype).roll(1, 0)
-    up, down, out = (float8.round_weight(normal(*shape)) for shape in ((units, width), (width, units), (width, width)))
+    up, down, out = (
+        rounded_weights.round_weight(normal(*shape)) for shape in ((units, width), (width, units), (width, width))
+    )
     wo = (out.values.to(dtype) * out.scale).to(dtype)
     stream, h8 = torch.empty_like(h), torch.empty_like(h, dtype=float8.KIND)
     products.into_stream8(z, wo, stream, h, h8=h8)
@@ -157,7 +161,7 @@ def test_gradients_of_hidden_units_of_8_bits_are_those_of_the_rounded_operands(t
     g[::7] = 0
     f = elements.marked(normal(tokens, units).square(), normal(tokens, units).roll(1, 0)).to(dtype)
     up, down = (
-        float8.transposed(float8.round_weight(normal(*shape) / shape[1] ** 0.5))
+        rounded_weights.turned(rounded_weights.round_weight(normal(*shape) / shape[1] ** 0.5))
         for shape in ((units, width), (width, units))
     )
     inverse, factor = norm_factors(h, scalar(SCALE))

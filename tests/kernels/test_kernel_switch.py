@@ -12,6 +12,7 @@ from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import GPT
 from pgolf.train import fast
 from pgolf.train.compiled import compile_model, plain_model
+from pgolf.train.config import TrainConfig
 from pgolf.train.openings import openings
 
 VOCAB, LENGTH = 40, 12
@@ -19,6 +20,7 @@ CONFIG = ModelConfig(
     layers=2, dim=16, heads=2, kv_heads=1, rope_dims=4, mlp_mult=4, xsa_layers=2, loop_start=0, loop_end=0, loop_runs=1,
     parallel_from=None, softcap=5.0,
 )  # fmt: skip
+TRAIN = TrainConfig(steps=1, seconds=None, seq_len=16, micro_tokens=32, batch_tokens=32)
 ON_GPU = torch.cuda.is_available()
 
 
@@ -128,22 +130,24 @@ def test_8_bits_are_refused_where_they_would_be_nowhere(monkeypatch):
 
     present = [True]
     monkeypatch.setattr(epilogue, "present", lambda: present[0])
-    fast.check_eight(build(), 32)
+    fast.check_eight(build(), TRAIN)
     with pytest.raises(InputError, match=r"no block of this model .* set it to bfloat16"):
-        fast.check_eight(build(norm="peri"), 32)
+        fast.check_eight(build(norm="peri"), TRAIN)
     with pytest.raises(InputError, match="multiples of 16"):
-        fast.check_eight(build(dim=8, heads=1, mlp_mult=8, gate_window=4), 32)
+        fast.check_eight(build(dim=8, heads=1, mlp_mult=8, gate_window=4), TRAIN)
     with pytest.raises(InputError, match="multiples of 16, not `micro_tokens` 24"):
-        fast.check_eight(build(), 24)
+        fast.check_eight(build(), dataclasses.replace(TRAIN, micro_tokens=24, batch_tokens=24, seq_len=24))
+    with pytest.raises(InputError, match=r"`token_fraction` 0\.5 rows have no gradient"):
+        fast.check_eight(build(), dataclasses.replace(TRAIN, token_fraction=0.5))
     present[:] = [False]
     with pytest.raises(InputError, match=r"Hopper GPU and the package quack-kernels"):
-        fast.check_eight(build(), 32)
+        fast.check_eight(build(), TRAIN)
 
 
 def test_a_cpu_goes_without_and_says_so():
     model = build()
     with pytest.warns(UserWarning, match="need a GPU"):
-        fast.install(model)
+        fast.install(model, TRAIN)
     assert "surprise" not in vars(model)
 
 
@@ -152,4 +156,4 @@ def test_a_gpu_without_triton_is_told_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     model.tok_emb = torch.nn.Embedding(VOCAB, 16, device="meta")  # stands for a GPU: not a CPU
     with pytest.raises(InputError, match="pip install triton"):
-        fast.install(model)
+        fast.install(model, TRAIN)

@@ -130,6 +130,16 @@ def test_sums_stay_in_their_place_and_get_the_clipped_gradients(limit):
         torch.testing.assert_close(parameter.grad.double(), wanted, rtol=4e-3, atol=4e-3 if rough else 1e-6)
 
 
+def test_what_has_no_gradient_keeps_its_sum():
+    parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    held = torch.full((2,), 3.0)
+    for limit in (None, torch.tensor(1.0)):
+        add(parameters, [held, None], limit)
+        assert parameters[0].grad is held
+        assert parameters[1].grad is None
+    assert held.tolist() == [3.0, 3.0]
+
+
 @pytest.mark.parametrize(("fraction", "kept"), [(0.95, 10), (0.5, 5), (0.41, 5), (0.01, 1)])
 def test_selected_tokens_are_those_with_the_largest_loss(fraction, kept):
     torch.manual_seed(0)
