@@ -131,9 +131,9 @@ def test_sums_stay_in_their_place_and_get_the_clipped_gradients(limit):
 
 
 def test_what_has_no_gradient_keeps_its_sum():
-    parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
     held = torch.full((2,), 3.0)
     for limit in (None, torch.tensor(1.0)):
+        parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
         add(parameters, [held, None], limit)
         assert parameters[0].grad is held
         assert parameters[1].grad is None
