@@ -1,6 +1,7 @@
 """Skips and the end of the stack: passes against double precision, whole models against plain ones."""
 
 import collections
+from types import SimpleNamespace
 
 import interpreter  # noqa: F401  before the kernels are defined
 import pytest
@@ -16,7 +17,8 @@ from test_kernel_passes import SIZES, assert_near, doubles, random
 
 from pgolf.kernels import epilogue, final_norm, residual_norm, skip
 from pgolf.model.norm import EPS
-from pgolf.train import fused_stack
+from pgolf.train import fused_stack, skips
+from pgolf.train.fused_block import SequentialBlock
 
 ON_GPU = torch.cuda.is_available()
 INTERPRETED = pytest.mark.skipif(ON_GPU, reason="the interpreter runs without a GPU")
@@ -196,3 +198,12 @@ def test_nothing_is_kept_without_gradients():
     model.blocks[0].requires_grad_(True)  # its input needs none
     model.hidden(ids)
     assert not kept(model)
+
+
+def test_what_comes_back_for_an_alias_alone_is_multiplied_too():
+    """Where nothing reads the result of the block that returned it."""
+    branch = skips.Branch(torch.tensor([0.5, 2.0]))
+    for held, expected in ((branch, [0.5, 2.0]), (None, [1.0, 1.0])):
+        ctx = SimpleNamespace(call=SimpleNamespace(branch=held))
+        dx = SequentialBlock.backward(ctx, None, None, torch.ones(3, 2))[1]
+        assert dx.tolist() == [expected] * 3

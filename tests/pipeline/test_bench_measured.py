@@ -95,3 +95,6 @@ def test_one_gpu_is_an_error_of_the_command(monkeypatch: pytest.MonkeyPatch) -> 
     done = CliRunner().invoke(app, ["bench", "ranks"])
     assert done.exit_code == 2
     assert CliRunner().invoke(app, ["bench", "ranks", "--ranks", "1"]).exit_code == 2
+    done = CliRunner().invoke(app, ["bench", "ranks", "--ranks", "2"], env={"RANK": "0"})
+    assert done.exit_code == 2
+    assert "torchrun has started them already" in " ".join(done.output.split())
