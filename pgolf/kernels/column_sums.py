@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-COLUMNS, ELEMENTS = 32, 8192
-"""Most columns of a program, and most numbers that it holds at a time."""
+COLUMNS, ELEMENTS, WARPS = 32, 16384, 16
+"""Most columns of a program, most numbers that it holds at a time, and its warps."""
 
 
 @triton.jit
@@ -29,5 +29,5 @@ def column_sums(parts: Tensor) -> Tensor:
     out = parts.new_empty(count, columns, dtype=torch.float32)
     wide = min(COLUMNS, triton.next_power_of_2(columns))
     at_once = min(ELEMENTS // wide, triton.next_power_of_2(rows))
-    _column_sums[(triton.cdiv(columns, wide), count)](parts, out, rows, columns, wide, at_once, num_warps=8)
+    _column_sums[(triton.cdiv(columns, wide), count)](parts, out, rows, columns, wide, at_once, num_warps=WARPS)
     return out

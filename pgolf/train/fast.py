@@ -74,7 +74,7 @@ def hide(model: GPT, eight: bool = False) -> None:
     """`install` without its checks."""
     from pgolf.train.fused_model import fused_functions
 
-    for owner, name, function in _replacements(model):
+    for owner, name, function in _replacements(model, eight):
         setattr(owner, name, MethodType(function, owner))
     for owner, name, fused in fused_functions(model, eight):
         setattr(owner, name, fused)
@@ -95,9 +95,9 @@ def remove(model: GPT) -> None:
             vars(block).pop(name, None)
 
 
-def _replacements(model: GPT) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
+def _replacements(model: GPT, eight: bool = False) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
     if model.head.softcap <= LARGEST_SOFTCAP:
-        yield model, "surprise", _surprise
+        yield model, "surprise", _surprise8 if eight else _surprise
     for mlp in (block.mlp for block in model.blocks):
         if fits(mlp):
             yield mlp, "forward", _feed
@@ -111,12 +111,19 @@ def fits(mlp: object) -> TypeGuard[MLP]:
     return units % 64 == 0 and width % 8 == 0
 
 
-def _surprise(self: GPT, hidden: Tensor, targets: Tensor, visit: "Visit | None" = None) -> Tensor:
+def _surprise(self: GPT, hidden: Tensor, targets: Tensor, visit: "Visit | None" = None, eight: bool = False) -> Tensor:
     if visit is not None:
         return GPT.surprise(self, hidden, targets, visit)
     from pgolf.kernels.softcap_loss import softcap_losses
 
-    return softcap_losses(hidden, self.tok_emb.weight, targets, self.head.softcap)
+    return softcap_losses(hidden, self.tok_emb.weight, targets, self.head.softcap, eight)
+
+
+def _surprise8(self: GPT, hidden: Tensor, targets: Tensor, visit: "Visit | None" = None) -> Tensor:
+    return _surprise(self, hidden, targets, visit, True)
+
+
+_surprise.written_out = _surprise8.written_out = True  # type: ignore[attr-defined]
 
 
 def _feed(self: MLP, n: Tensor) -> Tensor:
