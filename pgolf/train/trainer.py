@@ -95,7 +95,8 @@ class Trainer:
             from pgolf.train.selective import hardest
 
             kept = hardest(losses, self.config.token_fraction)
-        kept.sum().backward(share / kept.numel())  # type: ignore[no-untyped-call]
+        # not the mean, whose gradient is a number for every token: a sum's is one for all
+        (kept.sum() / kept.numel()).backward(share)  # type: ignore[no-untyped-call]
         add(self.parameters, before, self.config.grad_clip * share if self.config.clip == "local" else None)
         return losses.detach().mean() * share  # type: ignore[no-any-return]
 
