@@ -18,6 +18,8 @@ except ImportError:  # no CuTe DSL: tensors only
 
 PLACE = 16
 """Of the last bit of a bfloat16 in a float32."""
+FRACTION, ONE = 23, 0x3F800000
+"""Bits of a float32's fraction, and its 1."""
 
 
 def maximum(a: Any, b: Any) -> Any:
@@ -26,8 +28,8 @@ def maximum(a: Any, b: Any) -> Any:
 
 
 def clipped(x: Any, most: float) -> Any:
-    """x, within -most and most."""
-    return x.clamp(-most, most) if isinstance(x, Tensor) else cute.arch.fmax(cute.arch.fmin(x, most), -most)
+    """x, within -most and most, on its way to 8-bit floats whose largest number is `most`: a GPU's conversion clips."""
+    return x.clamp(-most, most) if isinstance(x, Tensor) else x
 
 
 def root(x: Any) -> Any:
@@ -55,7 +57,12 @@ def marked(f: Any, p: Any) -> Any:
     return _number(((_bits(f) + ((1 << PLACE) - mark)) & -(2 << PLACE)) | mark)
 
 
-def is_marked(f: Any) -> Any:
-    """1.0 where `marked` was given a negative p, otherwise 0.0."""
-    mark = (_bits(f) >> PLACE) & 1
-    return mark.float() if isinstance(mark, Tensor) else cute.Float32(mark)
+def of_mark(f: Any, plain: Any, marked: Any) -> Any:
+    """`plain` where the other function was given a p >= 0 with f, `marked` where p < 0; to 2^-16 of the larger."""
+    if isinstance(f, Tensor):
+        return torch.where((_bits(f) >> PLACE) & 1 == 1, marked, plain)
+    # A bit of a number from 1 to 2 takes no conversion and no comparison: one instruction, and one that multiplies and
+    # adds what is the same for all elements.
+    number, steps = _number((_bits(f) & (1 << PLACE)) | ONE), 1 << (FRACTION - PLACE)
+    slope = (marked - plain) * steps
+    return number * slope + (plain - slope)

@@ -14,7 +14,7 @@ and where x = g x' + (1 - g) w s is a skip's, what leaves is dx' = g dx, with th
 
 from typing import Any
 
-from pgolf.kernels.elements import clipped, is_marked, marked, maximum, root
+from pgolf.kernels.elements import clipped, marked, maximum, of_mark, root
 from pgolf.kernels.epilogue import Product, Tile
 from pgolf.kernels.float8 import LARGEST, OF_HIDDEN
 
@@ -51,20 +51,18 @@ def _hidden(acc: Any, factor: Any, slope: Any) -> dict[str, Any]:
 
 
 def _hidden8(acc: Any, factor: Any, slope: Any, scale: Any) -> dict[str, Any]:
-    p = acc * factor * scale
+    p = acc * (factor * scale)
     leaky = maximum(p, p * slope)
     f = leaky * leaky
     return {"D": marked(f, p), "f8": clipped(f, LARGEST)}
 
 
 def _hidden_backward(acc: Any, f: Any, factor: Any, slope: Any) -> dict[str, Any]:
-    steepness = root(f) * (2.0 - is_marked(f) * (2.0 + 2.0 * slope))
-    return {"D": acc * steepness * factor, "along": (acc, f)}
+    return {"D": acc * (root(f) * of_mark(f, 2.0, -2.0 * slope)) * factor, "along": (acc, f)}
 
 
 def _hidden_backward8(acc: Any, f: Any, slope: Any) -> dict[str, Any]:
-    steepness = root(f) * (STEEP - is_marked(f) * (STEEP + STEEP * slope))
-    dp8 = clipped(acc * steepness, LARGEST)
+    dp8 = clipped(acc * (root(f) * of_mark(f, STEEP, -STEEP * slope)), LARGEST)
     return {"D": dp8, "across": dp8, "along": (acc, f)}
 
 

@@ -70,7 +70,9 @@ def test_the_mlp_and_its_norm(tokens, width, units, dtype, bound):
     p = F.linear(F.rms_norm(a, (width,), eps=EPS) * SCALE, up.double())
     wanted = F.leaky_relu(p, SLOPE).square()
     near(f[some], wanted, bound)
-    assert float((elements.is_marked(f[some]) != (p < 0)).double().mean()) < (1e-6 if dtype == torch.float32 else 2e-3)
+    assert float((elements.of_mark(f[some], 0.0, 1.0) != (p < 0)).double().mean()) < (
+        1e-6 if dtype == torch.float32 else 2e-3
+    )
     y = wanted @ down.double().T
     near(out[some], past[some].double() + y, bound)
     of_p, gradient = torch.autograd.grad(y, [p, a], g[some].double())
@@ -176,7 +178,7 @@ def test_gradients_of_hidden_units_of_8_bits_are_those_of_the_rounded_operands(t
 
     some = slice(CHECKED)
     w, a = down.values.double(), f[some].double()
-    steepness = 2 * a.sqrt() * torch.where(elements.is_marked(f[some]) > 0, -SLOPE, 1.0)
+    steepness = 2 * a.sqrt() * torch.where(elements.of_mark(f[some], 0.0, 1.0) > 0, -SLOPE, 1.0)
     rounded = g8[some].double() @ w.T
     near(dp8[some], (rounded * steepness * float8.OF_HIDDEN).clamp(-448, 448), 0.03)
     assert torch.equal(across.T.view(torch.uint8), dp8.view(torch.uint8))
@@ -187,7 +189,9 @@ def test_gradients_of_hidden_units_of_8_bits_are_those_of_the_rounded_operands(t
     near(dh[some], back + CARRY * past[some].double() - h[some].double() * common[some, None].double(), bound)
     near(of_weight, dp.T @ h.double(), 0.04 if ON_GPU else 0.08)  # the interpreter rounds badly
     exact = g.double() @ w.T * down.scale.double()
-    exact *= 2 * f.double().sqrt() * torch.where(elements.is_marked(f) > 0, -SLOPE, 1.0) * factor[:, None].double()
+    exact *= (
+        2 * f.double().sqrt() * torch.where(elements.of_mark(f, 0.0, 1.0) > 0, -SLOPE, 1.0) * factor[:, None].double()
+    )
     near(dp, exact, 0.06)
     near(of_weight, exact.T @ h.double(), 0.08 if ON_GPU else 0.12)
     assert float((dp - exact).norm() / exact.norm()) > 0.01
