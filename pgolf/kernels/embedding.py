@@ -95,8 +95,21 @@ def _embed_backward(
         scale = tl.load(strength).to(tl.float32)
         of_gate = tl.zeros((WIDE,), tl.float32)
         of_strength, pull = 0.0, 0.0
+    new, token = key, tl.load(order + begin)
     for position in tl.range(begin, end):
-        new = tl.load(keys + position)
+        coming = tl.minimum(position + 1, end - 1)  # known one ahead: rows wait for the ids of neighbours alone
+        key_coming, token_coming = tl.load(keys + coming), tl.load(order + coming)
+        d = tl.load(dy + token * D + columns, mask=inside, other=0.0).to(tl.float32)
+        q = tl.load(inverse + token)
+        if SMEAR:
+            later = tl.minimum(token + 1, tokens - 1)
+            past = tl.load(ids + token - 1, mask=token > 0, other=0).to(tl.int64)
+            next = tl.load(ids + later).to(tl.int64)
+            a, a_later = tl.load(opened + token), tl.load(opened + later, mask=later > token, other=0.0)
+            q_later = tl.load(inverse + later)
+            d_later = tl.load(dy + later * D + columns, mask=inside, other=0.0).to(tl.float32)
+            e_past = tl.load(table + past * D + columns, mask=inside, other=0.0).to(tl.float32)
+            e_later = tl.load(table + next * D + columns, mask=inside, other=0.0).to(tl.float32)
         if new != key:
             if SMEAR:
                 w = tl.load(gate + columns, mask=columns < WINDOW, other=0.0).to(tl.float32)
@@ -108,17 +121,8 @@ def _embed_backward(
             key = new
             e = tl.load(table + key.to(tl.int64) * D + columns, mask=inside, other=0.0).to(tl.float32)
             total = tl.zeros((BLOCK,), tl.float32)
-        token = tl.load(order + position)
-        d = tl.load(dy + token * D + columns, mask=inside, other=0.0).to(tl.float32)
-        q = tl.load(inverse + token)
+        new, token = key_coming, token_coming
         if SMEAR:
-            later = tl.minimum(token + 1, tokens - 1)
-            past = tl.load(ids + token - 1, mask=token > 0, other=0).to(tl.int64)
-            a, a_later = tl.load(opened + token), tl.load(opened + later, mask=later > token, other=0.0)
-            q_later, next = tl.load(inverse + later), tl.load(ids + later).to(tl.int64)
-            d_later = tl.load(dy + later * D + columns, mask=inside, other=0.0).to(tl.float32)
-            e_past = tl.load(table + past * D + columns, mask=inside, other=0.0).to(tl.float32)
-            e_later = tl.load(table + next * D + columns, mask=inside, other=0.0).to(tl.float32)
             share, share_later = scale * a, scale * a_later
             h, h_later = e + share * e_past, e_later + share_later * e
             dh = q * d - (q * _norm_share(d, h, q, D)) * h
