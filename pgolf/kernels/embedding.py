@@ -28,9 +28,10 @@ from pgolf.kernels.residual_norm import EPS
 
 FORWARD_ROWS = 4
 """Tokens of a program."""
-POSITIONS = 48
-"""Tokens of a program of the backward pass, a warp: of 128 registers, 16 fit on a multiprocessor, so all of 98,304 run
-at once."""
+POSITIONS = 42
+"""Tokens of a program of the backward pass, a single warp: all programs for 98,304 run at once."""
+REGISTERS = 112
+"""Of its threads, the least without spills: 18 of the warps are on a multiprocessor."""
 PARTS = 16
 """Parts of an id that are joined at a time."""
 
@@ -78,6 +79,17 @@ def _leave(total, key, before, after, grad, parts, columns, D: tl.constexpr):
 
 
 @triton.jit
+def _neighbours(ids, token, tokens, SMEAR: tl.constexpr):
+    """The ids before and after a token, and where the one after it is; at the ends any."""
+    past, later, next = token, token, token
+    if SMEAR:
+        later = tl.minimum(token + 1, tokens - 1)
+        past = tl.load(ids + tl.maximum(token - 1, 0)).to(tl.int64)
+        next = tl.load(ids + later).to(tl.int64)
+    return past, next, later
+
+
+@triton.jit
 def _embed_backward(
     dy, keys, order, ids, table, gate, strength, inverse, opened, grad, parts, sums, tokens,
     POSITIONS: tl.constexpr, WINDOW: tl.constexpr, WIDE: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
@@ -96,20 +108,10 @@ def _embed_backward(
         of_gate = tl.zeros((WIDE,), tl.float32)
         of_strength, pull = 0.0, 0.0
     new, token = key, tl.load(order + begin)
+    past, next, later = _neighbours(ids, token, tokens, SMEAR)
     for position in tl.range(begin, end):
-        coming = tl.minimum(position + 1, end - 1)  # known one ahead: rows wait for the ids of neighbours alone
+        coming = tl.minimum(position + 1, end - 1)  # one ahead, so that nothing waits for two loads
         key_coming, token_coming = tl.load(keys + coming), tl.load(order + coming)
-        d = tl.load(dy + token * D + columns, mask=inside, other=0.0).to(tl.float32)
-        q = tl.load(inverse + token)
-        if SMEAR:
-            later = tl.minimum(token + 1, tokens - 1)
-            past = tl.load(ids + token - 1, mask=token > 0, other=0).to(tl.int64)
-            next = tl.load(ids + later).to(tl.int64)
-            a, a_later = tl.load(opened + token), tl.load(opened + later, mask=later > token, other=0.0)
-            q_later = tl.load(inverse + later)
-            d_later = tl.load(dy + later * D + columns, mask=inside, other=0.0).to(tl.float32)
-            e_past = tl.load(table + past * D + columns, mask=inside, other=0.0).to(tl.float32)
-            e_later = tl.load(table + next * D + columns, mask=inside, other=0.0).to(tl.float32)
         if new != key:
             if SMEAR:
                 w = tl.load(gate + columns, mask=columns < WINDOW, other=0.0).to(tl.float32)
@@ -121,8 +123,14 @@ def _embed_backward(
             key = new
             e = tl.load(table + key.to(tl.int64) * D + columns, mask=inside, other=0.0).to(tl.float32)
             total = tl.zeros((BLOCK,), tl.float32)
-        new, token = key_coming, token_coming
+        d = tl.load(dy + token * D + columns, mask=inside, other=0.0).to(tl.float32)
+        q = tl.load(inverse + token)
         if SMEAR:
+            a, a_later = tl.load(opened + token), tl.load(opened + later, mask=later > token, other=0.0)
+            q_later = tl.load(inverse + later)
+            d_later = tl.load(dy + later * D + columns, mask=inside, other=0.0).to(tl.float32)
+            e_past = tl.load(table + past * D + columns, mask=inside, other=0.0).to(tl.float32)
+            e_later = tl.load(table + next * D + columns, mask=inside, other=0.0).to(tl.float32)
             share, share_later = scale * a, scale * a_later
             h, h_later = e + share * e_past, e_later + share_later * e
             dh = q * d - (q * _norm_share(d, h, q, D)) * h
@@ -133,6 +141,8 @@ def _embed_backward(
             total += dh + q_share * d_later - (q_share * _norm_share(d_later, h_later, q_later, D)) * h_later
         else:
             total += q * d - (q * _norm_share(d, e, q, D)) * e
+        new, token = key_coming, token_coming
+        past, next, later = _neighbours(ids, token, tokens, SMEAR)
     if SMEAR:
         w = tl.load(gate + columns, mask=columns < WINDOW, other=0.0).to(tl.float32)
         start = tl.load(table + key.to(tl.int64) * D + narrow, mask=narrow < WINDOW, other=0.0)
@@ -227,7 +237,7 @@ def embed_backward(
     sums = table.new_empty(programs, triton.next_power_of_2(window + 1), dtype=torch.float32)
     _embed_backward[(programs,)](
         dy, keys, order, ids, table, gate, strength, inverse, opened, grad, parts, sums, tokens, POSITIONS, window,
-        sums.size(1), width, block, smear is not None, num_warps=1,
+        sums.size(1), width, block, smear is not None, num_warps=1, maxnreg=REGISTERS,
     )  # fmt: skip
     _join[(programs,)](keys, parts, grad, tokens, programs, POSITIONS, width, block, PARTS, num_warps=8)
     if smear is None:
