@@ -9,7 +9,6 @@
 The last line is the gradient of RMSNorm, whose mean over n dn needs no dn: n . dn = n . (dp W1) = p . dp.
 f carries the sign of p in its last bit (`pgolf.kernels.elements.marked`). At the head of a block h = r0 x + r1 x0:
         dx = r0 dh,  dx0 = r1 dh + later,  dr0 = sum over tokens of dh x,  dr1 = of dh x0
-the first layer's x is x0, which gets dh (r0 + r1) + later at once, and r0 and r1 the same sum of dh x0;
 and where x = g x' + (1 - g) w s is a skip's, what leaves is dx' = g dx, with the sum of dx s (`pgolf.train.skips`).
 """
 
@@ -165,7 +164,8 @@ past_mix_and_skip = Product(
 past_mix_of_first = Product(
     _past_mix_of_first, column_sums=("dboth",), of_rows=("along",), of_columns=("both",), tile=TILES["past_mix"]
 )
-"""([dq dk dv dl]', [Wqkv; W]^T, dx0, c=g, x0=, later=, both = r0 + r1 [d], along= [N]): x is x0."""
+"""([dq dk dv dl]', [Wqkv; W]^T, dx0, c=g, x0=, later=, both = r0 + r1 [d], along= [N]): x is x0 in the first layer,
+its gradient dh (r0 + r1) + later, and r0 and r1 have the same."""
 past_mix_of_lane = Product(
     _past_mix_of_lane, column_sums=("dfirst", "dsecond"), also=("dx0",), of_rows=("along",),
     of_columns=("first", "second"), tile=TILES["past_mix"],
