@@ -94,6 +94,11 @@ def _past_mix_and_skip(
     return {"D": d * share, "dx0": dh * second + later, "dfirst": (dh, x), "dsecond": (dh, x0), "dskip": (d, s)}
 
 
+def _past_mix_of_first(acc: Any, c: Any, x0: Any, later: Any, both: Any, along: Any) -> dict[str, Any]:
+    dh = acc + c - x0 * both * along
+    return {"D": dh * both + later, "dboth": (dh, x0)}
+
+
 def _past_mix_of_lane(
     acc: Any, c: Any, x: Any, x0: Any, later: Any, first: Any, second: Any, along: Any, carry: Any
 ) -> dict[str, Any]:
@@ -154,6 +159,11 @@ past_mix_and_skip = Product(
     of_columns=("first", "second", "share"), tile=TILES["past_mix"],
 )  # fmt: skip
 """As `past_mix`, but what leaves is share= [d] times dx, and there is the sum of dx s; s= [N, d]."""
+past_mix_of_first = Product(
+    _past_mix_of_first, column_sums=("dboth",), of_rows=("along",), of_columns=("both",), tile=TILES["past_mix"]
+)
+"""([dq dk dv dl]', [Wqkv; W]^T, dx0, c=g, x0=, later=, both = r0 + r1 [d], along= [N]): x is x0 in the first layer,
+its gradient dh (r0 + r1) + later, and r0 and r1 have the same."""
 past_mix_of_lane = Product(
     _past_mix_of_lane, column_sums=("dfirst", "dsecond"), also=("dx0",), of_rows=("along",),
     of_columns=("first", "second"), tile=TILES["past_mix"],

@@ -1,13 +1,14 @@
 """Kernels written for the training step, hidden behind the functions that they replace: `train.kernels: triton`.
 
+    GPT.embed      rows of the table, smear, norm          `pgolf.train.fused_embed`
     GPT.surprise   logits, softcap and cross-entropy       `pgolf.kernels.softcap_loss`
     MLP.forward    up, LeakyReLU(slope)^2, down            `pgolf.kernels.leaky_mlp`
     Block.forward  a whole layer, written out              `pgolf.train.fused_block`
     GPT.skip, norm what lies around such layers            `pgolf.train.fused_stack`
 
 What the configuration has in another form stays plain: another activation, factors in place of matrices, dropped
-tokens, values with something added, a larger softcap, adaptation while it is scored. Weights and names stay, and the
-plain functions return when training ends.
+tokens, values with something added, hashed n-grams, a larger softcap, adaptation while it is scored. Weights and names
+stay, and the plain functions return when training ends.
 """
 
 import warnings
@@ -98,6 +99,8 @@ def remove(model: GPT) -> None:
 def _replacements(model: GPT, eight: bool = False) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
     if model.head.softcap <= LARGEST_SOFTCAP:
         yield model, "surprise", _surprise8 if eight else _surprise
+    if fits_embedding(model):
+        yield model, "embed", _embed
     for mlp in (block.mlp for block in model.blocks):
         if fits(mlp):
             yield mlp, "forward", _feed
@@ -109,6 +112,26 @@ def fits(mlp: object) -> TypeGuard[MLP]:
         return False
     units, width = mlp.fc.weight.shape
     return units % 64 == 0 and width % 8 == 0
+
+
+def fits_embedding(model: GPT) -> bool:
+    """Whether tokens are rows of one table, with what the window smear adds or nothing."""
+    if model.bigram is not None or model.trigram is not None or model.smear is not None:
+        return False
+    if model.window_smear is None:
+        return True
+    from pgolf.model.smear import smear  # a submission without it ships none
+
+    return model.window_smear is smear
+
+
+def _embed(self: GPT, ids: Tensor) -> Tensor:
+    from pgolf.train.fused_embed import embed
+
+    return embed(self, ids)
+
+
+_embed.written_out = True  # type: ignore[attr-defined]
 
 
 def _surprise(self: GPT, hidden: Tensor, targets: Tensor, visit: "Visit | None" = None, eight: bool = False) -> Tensor:

@@ -31,7 +31,13 @@ from pgolf.kernels.heads_product import fits, heads_product
 from pgolf.kernels.lane_sum import lanes_backward, lanes_forward
 from pgolf.kernels.residual_norm import MixGradients, Normed, mix_backward, norm_forward
 from pgolf.kernels.row_factors import past_factor
-from pgolf.kernels.stream_products import past_mix, past_mix_and_branch, past_mix_and_skip, past_mix_of_lane
+from pgolf.kernels.stream_products import (
+    past_mix,
+    past_mix_and_branch,
+    past_mix_and_skip,
+    past_mix_of_first,
+    past_mix_of_lane,
+)
 from pgolf.model.attention_gradient import Gradient, attend_with_gradient
 from pgolf.train.fused_call import Call, Parameters
 from pgolf.train.fused_mlp import Fed, Stream, feed_backward, feed_forward, feed_out, into
@@ -156,15 +162,33 @@ def head_backward(
     return MixGradients(dx, dx0, sums[:2])
 
 
+def first_backward(
+    call: Call, a: AttentionGradients, past: Tensor, x0: Tensor, p: Parameters, inverse: Tensor, later: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`head_backward` where x is x0: its gradient, and that of the mix."""
+    if a.common is None:
+        dn = a.read @ call.weights.read
+        mixed = mix_backward(dn, past, call.one, x0, x0, p.mix, call.scale, inverse, later, True)
+        return mixed.x0.add_(mixed.x), mixed.mix
+    dx0, along = torch.empty_like(x0), past_factor(a.common, inverse, x0.size(1))
+    found = past_mix_of_first(
+        a.read, call.weights.read.T, dx0, past, x0=x0, later=0.0 if later is None else later,
+        both=p.mix[0] + p.mix[1], along=along,
+    )  # fmt: skip
+    return dx0, column_sums(found["columns"]).repeat(2, 1)
+
+
 class SequentialBlock(torch.autograd.Function):
-    """x, x0 [N, d] and the token of the parameters (`pgolf.train.visits`) to the block's output, x0 and x. Where a skip
-    comes first: s [N, d] of it, if that is not x, and the token of all skips (`pgolf.train.skips`).
+    """x, x0 [N, d] and the token of the parameters (`pgolf.train.visits`) to the block's output, x0 and x. In the place
+    of x None is x0 itself, which gets one gradient. Where a skip comes first: s [N, d] of it, if that is not x, and the
+    token of all skips (`pgolf.train.skips`).
     """
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, call: Call, x: Tensor, x0: Tensor, token: Tensor, s: Tensor | None, joins: Tensor | None
+        ctx: Any, call: Call, x: Tensor | None, x0: Tensor, token: Tensor, s: Tensor | None, joins: Tensor | None
     ) -> tuple[Tensor, ...]:
+        ctx.first, x = x is None, x0 if x is None else x
         p, skip = call.parameters, None if call.join is None else call.join.first(s)
         first = norm_forward(x, call.scale, x0, p.mix, call.weights.eight is not None, not call.epilogues, skip)
         ctx.attended = attention_forward(call, first, p)
@@ -188,6 +212,11 @@ class SequentialBlock(torch.autograd.Function):
         attended, ctx.attended = ctx.attended, None
         dh = feed_backward(call, Fed(*fed), g, g, call.one)
         read = attention_backward(call, attended, dh, p)
+        if ctx.first:
+            assert branch is None, "it is not returned for others to read"
+            dx0, of_mix = first_backward(call, read, dh, x0, p, inverse, later)
+            call.sums.add("mix", of_mix)
+            return None, None, dx0, None, None, None
         mixed = head_backward(call, read, dh, call.one, x, x0, p, inverse, later, True, branch, s)
         call.sums.add("mix", mixed.mix)
         return None, mixed.x, mixed.x0, None, mixed.x if ctx.needs_input_grad[4] else None, None

@@ -86,10 +86,13 @@ class Fused:
         x, within = _begun(given)
         call, token = self._call(x, context)
         join, *skip = within or (None, None, None)
+        first = x is context.x0 and join is None
         branch = Branch(self.ones) if call.epilogues and join is None else None
         call = call._replace(join=join, branch=branch)
-        out, self.chain.last, alias = SequentialBlock.apply(call, x.flatten(0, -2), x0, token, *skip)  # type: ignore[no-untyped-call]
-        if join is None:
+        out, self.chain.last, alias = SequentialBlock.apply(  # type: ignore[no-untyped-call]
+            call, None if first else x.flatten(0, -2), x0, token, *skip
+        )
+        if join is None and not first:
             self.chain.branches.add(x, alias, branch)
         result: Tensor = out.view_as(x)
         return result

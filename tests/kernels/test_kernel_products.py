@@ -115,6 +115,20 @@ def test_the_head_of_a_block(tokens, width, units, dtype, bound, beside, last):
 
 
 @pytest.mark.parametrize(("tokens", "width", "units", "dtype", "bound"), SIZES)
+@pytest.mark.parametrize("last", [True, False])
+def test_past_the_mix_of_the_first_layer(tokens, width, units, dtype, bound, last):
+    """Its gradient of x0 is the sum of both of `past_mix`."""
+    x0, past, later = (normal(tokens, width, dtype=dtype).roll(shift, 0) for shift in range(3))
+    read, weight = normal(tokens, units + 16, dtype=dtype), normal(units + 16, width, dtype=dtype) / units**0.5
+    both, along, later, out = normal(width), normal(tokens), 0.0 if last else later, torch.empty_like(x0)
+    found = products.past_mix_of_first(read, weight.T, out, past, x0=x0, later=later, both=both, along=along)
+    x, one = x0.double(), both.double()
+    dh = read.double() @ weight.double() - x * one * along.double()[:, None] + past.double()
+    near(out, dh * one + (later if last else later.double()), bound)
+    near(found["columns"].sum(1), (dh * x).sum(0, keepdim=True), bound)
+
+
+@pytest.mark.parametrize(("tokens", "width", "units", "dtype", "bound"), SIZES)
 def test_into_the_stream(tokens, width, units, dtype, bound):
     z, h, weight = (
         normal(tokens, width, dtype=dtype),
