@@ -96,12 +96,14 @@ class Fused:
 
     def forward_lanes(self, streams: "Lanes", rows: tuple[Tensor, ...], context: Context) -> "Lanes":
         """`Block.forward_lanes`; rows are P [2, 2] and rho [2]."""
-        x0, x = self.chain.take(context.x0), streams.attention
-        if isinstance(x, Joined):
-            x = x.made()
+        x0 = self.chain.take(context.x0)
+        x, within = _begun(streams.attention)
         call, token = self._call(x, context)
-        flat = x.flatten(0, -2), self.chain.branches.of(streams.mlp)
-        first, second, self.chain.last = LanesBlock.apply(call, *flat, x0, *rows, token)  # type: ignore[no-untyped-call]
+        join, *skip = within or (None, None, None)
+        lanes = x.flatten(0, -2), None if streams.mlp is x else self.chain.branches.of(streams.mlp)
+        first, second, self.chain.last = LanesBlock.apply(  # type: ignore[no-untyped-call]
+            call._replace(join=join), *lanes, x0, *rows, token, *skip
+        )
         return streams._replace(attention=first.view_as(x), mlp=second.view_as(x))
 
     forward.written_out = forward_lanes.written_out = True  # type: ignore[attr-defined]
@@ -129,7 +131,7 @@ class Fused:
 
 
 def _begun(given: Tensor | Joined) -> tuple[Tensor, Within | None]:
-    """What a block outside lanes reads, and the skip that it is to make of that."""
+    """What a block reads, lane 0 in lanes, and the skip that it is to make of that."""
     if not isinstance(given, Joined):
         return given, None
     within = given.within() if _epilogues(given.x) else None

@@ -4,7 +4,8 @@ gradient without a pass that adds them up.
 Whoever reads a stream x first returns it too, as an alias, and a later reader reads that: what the later one sends
 back then reaches the first one's backward pass beside the gradient of its result, and is added where that is written
 anyway. A skip reads what the next block returned of the encoder's output, the MLP's lane what the skip returned.
-With epilogues most skips are within the block that follows (`pgolf.train.skips`): outside lanes, with a gate.
+With epilogues skips with a gate are within the block that follows (`pgolf.train.skips`), in lanes too. Where lanes are
+split without a skip between, the block reads the stream for both.
 """
 
 from collections.abc import Iterator
@@ -135,7 +136,7 @@ class Stack:
 
 
 class Within(NamedTuple):
-    """A skip as `SequentialBlock` takes it."""
+    """A skip as a block takes it."""
 
     join: Join
     s: Tensor | None
