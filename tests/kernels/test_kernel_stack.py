@@ -16,6 +16,7 @@ from test_kernel_block import small  # noqa: F401  a fixture
 from test_kernel_passes import SIZES, assert_near, doubles, random
 
 from pgolf.kernels import epilogue, final_norm, residual_norm, skip
+from pgolf.model.config import ValueEmbedConfig
 from pgolf.model.norm import EPS
 from pgolf.train import fused_stack, skips
 from pgolf.train.fused_block import SequentialBlock
@@ -82,8 +83,9 @@ def test_final_norm(tokens, width, dtype, bound, lanes):
     [
         DEEP, DEEP | {"skips": "plain", "parallel_from": 4}, DEEP | {"parallel": "merge"},
         DEEP | {"parallel": "none", "parallel_from": None, "loop_runs": 1, "stack_runs": 2},
+        {"parallel_from": 1, "loop_runs": 1, "skips": "plain"}, {"value_embed": ValueEmbedConfig(last=1, dim=8)},
     ],
-    ids=["gated", "plain", "both lanes", "twice"],
+    ids=["gated", "plain", "both lanes", "twice", "unjoined", "last plain"],
 )  # fmt: skip
 @pytest.mark.parametrize("epilogues", [False, True])
 def test_models_train_alike(changes, epilogues, monkeypatch):
