@@ -30,12 +30,12 @@ def rates(weight, gate, columns, D: tl.constexpr, GATED: tl.constexpr):
     return w, g
 
 
-def shares(device: torch.device, blocks: int) -> tuple[int, int]:
+def shares(device: torch.device, blocks: int, programs: int = PER_MULTIPROCESSOR) -> tuple[int, int]:
     """For a pass whose sums over tokens are added at the end: programs for `blocks` pieces of work, and the most pieces
-    of one; a few programs for each multiprocessor, two in the interpreter.
+    of one; so many programs for each multiprocessor, two in the interpreter.
     """
     most = 2
     if device.type == "cuda":
-        most = PER_MULTIPROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
+        most = programs * torch.cuda.get_device_properties(device).multi_processor_count
     count = max(1, min(most, blocks))
     return count, -(-blocks // count)

@@ -9,7 +9,9 @@
 The last line is the gradient of RMSNorm, whose mean over n dn needs no dn: n . dn = n . (dp W1) = p . dp.
 f carries the sign of p in its last bit (`pgolf.kernels.elements.marked`). At the head of a block h = r0 x + r1 x0:
         dx = r0 dh,  dx0 = r1 dh + later,  dr0 = sum over tokens of dh x,  dr1 = of dh x0
-and where x = g x' + (1 - g) w s is a skip's, what leaves is dx' = g dx, with the sum of dx s (`pgolf.train.skips`).
+and where x = g x' + (1 - g) w s is a skip's, what leaves is dx' = g dx, with the sum of dx s (`pgolf.train.skips`). In
+lanes g reaches x beside the mix, dx = r0 dh + c g, so that the sum of dx x is one more. What `branch` names is the
+gradient of a stream that came another way.
 """
 
 from typing import Any
@@ -74,6 +76,16 @@ def _past_norm8(acc: Any, c: Any, h: Any, along: Any, carry: Any, factor: Any, s
     return {"D": acc * (factor * scale) + c * carry - h * along}
 
 
+def _past_norm_and_branch(acc: Any, c: Any, h: Any, along: Any, carry: Any, branch: Any) -> dict[str, Any]:
+    return {"D": acc + c * carry - h * along + branch}
+
+
+def _past_norm8_and_branch(
+    acc: Any, c: Any, h: Any, along: Any, carry: Any, factor: Any, scale: Any, branch: Any
+) -> dict[str, Any]:
+    return {"D": acc * (factor * scale) + c * carry - h * along + branch}
+
+
 def _past_mix(acc: Any, c: Any, x: Any, x0: Any, later: Any, first: Any, second: Any, along: Any) -> dict[str, Any]:
     dh = acc + c - (x * first + x0 * second) * along
     return {"D": dh * first, "dx0": dh * second + later, "dfirst": (dh, x), "dsecond": (dh, x0)}
@@ -104,6 +116,15 @@ def _past_mix_of_lane(
 ) -> dict[str, Any]:
     dh = acc - (x * first + x0 * second) * along
     return {"D": dh * first + c * carry, "dx0": dh * second + later, "dfirst": (dh, x), "dsecond": (dh, x0)}
+
+
+def _past_mix_of_lane_and_skip(
+    acc: Any, c: Any, x: Any, x0: Any, later: Any, first: Any, second: Any, along: Any, carry: Any, s: Any, share: Any
+) -> dict[str, Any]:
+    dh = acc - (x * first + x0 * second) * along
+    d = dh * first + c * carry
+    sums = {"dfirst": (dh, x), "dsecond": (dh, x0), "dskip": (d, s), "djoined": (d, x)}
+    return {"D": d * share, "dx0": dh * second + later, **sums}
 
 
 TILES = {
@@ -144,6 +165,10 @@ past_norm = Product(_past_norm, of_rows=("along",), tile=TILES["past_norm"])
 """(dp', W1^T, dh, c=g, h=h, along = q^2 / d sum of p dp [N], carry = c)."""
 past_norm8 = Product(_past_norm8, of_rows=("along", "factor"), tile=TILES["past_norm8"])
 """(dp8, W1^T in float8, dh, c=g, h=h, along=, carry=, factor = s q r / `OF_HIDDEN` [N], scale= of the weight)."""
+past_norm_and_branch = Product(_past_norm_and_branch, of_rows=("along",), tile=TILES["past_norm"])
+"""`past_norm`, and branch= [N, d] is added."""
+past_norm8_and_branch = Product(_past_norm8_and_branch, of_rows=("along", "factor"), tile=TILES["past_norm8"])
+"""The same with the operands of `past_norm8`."""
 past_mix = Product(
     _past_mix, column_sums=("dfirst", "dsecond"), also=("dx0",), of_rows=("along",), of_columns=("first", "second"),
     tile=TILES["past_mix"],
@@ -169,3 +194,8 @@ past_mix_of_lane = Product(
     of_columns=("first", "second"), tile=TILES["past_mix"],
 )  # fmt: skip
 """As `past_mix`, but carry= [] times g reaches x beside the mix."""
+past_mix_of_lane_and_skip = Product(
+    _past_mix_of_lane_and_skip, column_sums=("dfirst", "dsecond", "dskip", "djoined"), also=("dx0",),
+    of_rows=("along",), of_columns=("first", "second", "share"), tile=TILES["past_mix"],
+)  # fmt: skip
+"""Both, with carry=, s= and share=; then the sum of dx x too."""

@@ -10,8 +10,9 @@ with most of what these do inside (`pgolf.kernels.stream_products`).
     f = LeakyReLU(slope)(n2 W1^T)^2              product                  `pgolf.kernels.leaky_mlp`
     h <- h + f (diag(m) W2)^T                    product into the stream
 
-In lanes both halves read their own stream and `pgolf.kernels.lane_sum` ends the layer. The gradient of x0 goes from
-layer to layer and grows in the passes that are there anyway: every block returns x0 too, and x for a skip to read.
+In lanes both halves read their own stream and `pgolf.kernels.lane_sum` ends the layer, `pgolf.kernels.lane_end` the
+last one. The gradient of x0 goes from layer to layer and grows in the passes that are there anyway: every block returns
+x0 too, and x for a skip to read.
 Between the layers' products nothing is kept that a pass can make again: x, n, [q k v] as attention reads it, y, z, n2,
 f, a bit per hidden unit; on Hopper h in the place of n and n2, and no bits.
 
@@ -28,6 +29,7 @@ from pgolf.kernels.gated_output import Gate, gated_backward, gated_forward
 from pgolf.kernels.heads import heads_backward
 from pgolf.kernels.heads_accumulated import heads_backward_of_sums
 from pgolf.kernels.heads_product import fits, heads_product
+from pgolf.kernels.lane_end import end_backward, end_forward
 from pgolf.kernels.lane_sum import lanes_backward, lanes_forward
 from pgolf.kernels.residual_norm import MixGradients, Normed, mix_backward, norm_forward
 from pgolf.kernels.row_factors import past_factor
@@ -37,6 +39,7 @@ from pgolf.kernels.stream_products import (
     past_mix_and_skip,
     past_mix_of_first,
     past_mix_of_lane,
+    past_mix_of_lane_and_skip,
 )
 from pgolf.model.attention_gradient import Gradient, attend_with_gradient
 from pgolf.train.fused_call import Call, Parameters
@@ -144,21 +147,21 @@ def head_backward(
         "x": x, "x0": x0, "later": 0.0 if later is None else later, "first": p.mix[0],
         "second": p.mix[1], "along": past_factor(a.common, inverse, x.size(1)), "dx0": dx0,
     }  # fmt: skip
+    product = past_mix if inside else past_mix_of_lane
     if not inside:
-        found = past_mix_of_lane(a.read, call.weights.read.T, dx, past, carry=carry, **given)
-    elif call.join is not None:
+        given["carry"] = carry
+    if call.join is not None:
         assert branch is None, "nobody else reads the stream before a skip"
         given |= {"s": s, "share": call.join.share()}
-        found = past_mix_and_skip(a.read, call.weights.read.T, dx, past, **given)
-    elif branch is None:
-        found = past_mix(a.read, call.weights.read.T, dx, past, **given)
-    else:
+        product = past_mix_and_skip if inside else past_mix_of_lane_and_skip
+    elif branch is not None:
         assert call.branch is not None
         given |= {"branch": branch.contiguous(), "ratio": call.branch.ratio}
-        found = past_mix_and_branch(a.read, call.weights.read.T, dx, past, **given)
-    sums = column_sums(found["columns"])  # of dh x, dh x0 and dh s: the order of the product's `column_sums`
+        product = past_mix_and_branch
+    found = product(a.read, call.weights.read.T, dx, past, **given)
+    sums = column_sums(found["columns"])  # of dh x, dh x0, d s and d x: the order of the product's `column_sums`
     if call.join is not None:
-        call.join.add(p.mix[0] * sums[0], sums[2])
+        call.join.add(p.mix[0] * sums[0] if inside else sums[3], sums[2])
     return MixGradients(dx, dx0, sums[:2])
 
 
@@ -223,33 +226,47 @@ class SequentialBlock(torch.autograd.Function):
 
 
 class LanesBlock(torch.autograd.Function):
-    """Both lanes and x0 [N, d], P [2, 2] and rho [2], and the token of the parameters to both lanes and x0."""
+    """Both lanes and x0 [N, d], P [2, 2] and rho [2], and the token of the parameters to both lanes and x0. Where lanes
+    have just been split lane 1 is None: the stream is read once, and gets one gradient. Where a skip comes first, into
+    lane 0, s and token as `SequentialBlock` takes them. The last layer returns the final state, nothing and x0.
+    """
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, call: Call, lane0: Tensor, lane1: Tensor, x0: Tensor, post: Tensor, carry: Tensor, token: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        p = call.parameters
-        first = norm_forward(lane0, call.scale, x0, p.mix, call.weights.eight is not None, not call.epilogues)
+        ctx: Any, call: Call, x: Tensor, lane1: Tensor | None, x0: Tensor, post: Tensor, carry: Tensor, token: Tensor,
+        s: Tensor | None, joins: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:  # fmt: skip
+        p, skip = call.parameters, None if call.join is None else call.join.first(s)
+        first = norm_forward(x, call.scale, x0, p.mix, call.weights.eight is not None, not call.epilogues, skip)
         ctx.attended = attention_forward(call, first, p)
         a = ctx.attended.z @ call.weights.out.T
-        fed, f8 = feed_forward(call, Stream(lane1))
+        ctx.call, ctx.split = call, lane1 is None
+        lanes = first.x, x if lane1 is None else lane1
+        fed, f8 = feed_forward(call, Stream(lanes[1]))
         m = feed_out(call, fed.f, f8, None)
-        ctx.call = call
-        ctx.save_for_backward(lane0, lane1, x0, post, carry, first.inverse, a, m, *fed)
+        out = (end_forward if call.ends else lanes_forward)(lanes, a, m, post, carry)
+        kept = out if call.ends else (None, None)
+        ctx.save_for_backward(*lanes, x if s is None else s, x0, post, carry, first.inverse, a, m, *kept, *fed)
         ctx.set_materialize_grads(False)
-        return *lanes_forward((lane0, lane1), a, m, post, carry), x0.detach()
+        return out[0], None if call.ends else out[1], x0.detach()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
         call, saved = ctx.call, ctx.saved_tensors
-        lane0, lane1, x0, post, carry, inverse, a, m, *fed = saved
+        lane0, lane1, s, x0, post, carry, inverse, a, m, y, of_mean, *fed = saved
         p = call.parameters
-        g0, g1 = (torch.zeros_like(a) if g is None else g.contiguous() for g in upstream[:2])
         attended, ctx.attended = ctx.attended, None
-        summed = lanes_backward((g0, g1), (lane0, lane1), a, m, post)
-        dh = feed_backward(call, Fed(*fed), summed.m, g1, carry[1])
+        of_out = upstream[:1] * 2 if call.ends else upstream[:2]
+        g0, g1 = (torch.zeros_like(a) if g is None else g.contiguous() for g in of_out)
+        if call.ends:
+            g0, summed = end_backward(g0, y, of_mean, (lane0, lane1), a, m, post)
+            g1 = g0
+        else:
+            summed = lanes_backward((g0, g1), (lane0, lane1), a, m, post)
         read = attention_backward(call, attended, summed.a, p)
-        mixed = head_backward(call, read, g0, carry[0], lane0, x0, p, inverse, upstream[2], inside=False)
+        mixed = head_backward(call, read, g0, carry[0], lane0, x0, p, inverse, upstream[2], inside=False, s=s)
         call.sums.add("mix", mixed.mix)
-        return None, mixed.x, dh, mixed.x0, summed.post, summed.carry, None
+        dh = feed_backward(call, Fed(*fed), summed.m, g1, carry[1], mixed.x if ctx.split else None)
+        of_lanes = (dh, None) if ctx.split else (mixed.x, dh)
+        of_s = mixed.x if ctx.needs_input_grad[7] else None
+        return None, *of_lanes, mixed.x0, summed.post, summed.carry, None, of_s, None

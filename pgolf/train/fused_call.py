@@ -54,4 +54,6 @@ class Call(NamedTuple):
     branch: "Branch | None" = None
     """With epilogues, of a block outside lanes."""
     join: "Join | None" = None
-    """With epilogues, the skip that makes its input."""
+    """With epilogues, the skip that makes its input, in lanes that of lane 0."""
+    ends: bool = False
+    """In lanes, whether the norm of their mean follows, and is made here."""

@@ -27,6 +27,8 @@ from pgolf.kernels.stream_products import (
     into_stream8,
     past_norm,
     past_norm8,
+    past_norm8_and_branch,
+    past_norm_and_branch,
     scaled8,
 )  # fmt: skip
 from pgolf.kernels.transposed import transposed, weight_gradient8
@@ -104,38 +106,53 @@ def feed_out(call: Call, f: Tensor, f8: Tensor | None, h: Tensor | None) -> Tens
     return out
 
 
-def feed_backward(call: Call, fed: Fed, g: Tensor, past: Tensor, carry: Tensor) -> Tensor:
-    """The gradient of h [N, d]. g [N, d] is that of f W2'^T, carry [] times past [N, d] what reaches h beside the norm;
-    those of the weights go to `call.sums`.
+def feed_backward(
+    call: Call, fed: Fed, g: Tensor, past: Tensor, carry: Tensor, branch: Tensor | None = None
+) -> Tensor:  # fmt: skip
+    """The gradient of h [N, d]. g [N, d] is that of f W2'^T, carry [] times past [N, d] and `branch` [N, d] what
+    reaches h beside the norm; those of the weights go to `call.sums`.
     """
     call.sums.product("down", g, fed.f)
     if call.weights.eight is not None and call.epilogues:
-        return _feed_backward8(call, call.weights.eight, fed, g, past, carry)
+        return _feed_backward8(call, call.weights.eight, fed, g, past, carry, branch)
     if call.epilogues:
-        dh, dp = _feed_backward(call, fed, g, past, carry)
+        dh, dp = _feed_backward(call, fed, g, past, carry, branch)
     else:
         dp = leaky_backward(g, call.weights.down, fed.f, fed.signs, call.slope)
         dh = norm_backward(dp @ call.weights.up, past, carry, fed.stream, call.scale, fed.inverse)
+        dh = dh if branch is None else dh.add_(branch)
     call.sums.product("up", dp, fed.stream)
     return dh
 
 
-def _feed_backward(call: Call, fed: Fed, g: Tensor, past: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
+def _feed_backward(
+    call: Call, fed: Fed, g: Tensor, past: Tensor, carry: Tensor, branch: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """dh [N, d] and dp' [N, F], with epilogues."""
     dp, dh, weights = torch.empty_like(fed.f), torch.empty_like(past), call.weights
     along = hidden_backward(g, weights.down.T, dp, f=fed.f, factor=fed.signs, slope=abs(call.slope))["along"]
     along = past_factor(along, fed.inverse, dh.size(1), times=2.0)
-    past_norm(dp, weights.up.T, dh, past, h=fed.stream, along=along, carry=carry)
+    given = {"h": fed.stream, "along": along, "carry": carry}
+    if branch is None:
+        past_norm(dp, weights.up.T, dh, past, **given)
+    else:
+        past_norm_and_branch(dp, weights.up.T, dh, past, **given, branch=branch)
     return dh, dp
 
 
-def _feed_backward8(call: Call, eight: Eight, fed: Fed, g: Tensor, past: Tensor, carry: Tensor) -> Tensor:
+def _feed_backward8(
+    call: Call, eight: Eight, fed: Fed, g: Tensor, past: Tensor, carry: Tensor, branch: Tensor | None
+) -> Tensor:
     """dh, with dp in float8 only: in rows for dp W1, across them for dp^T h, where the factors of rows go into h."""
     dp, dh = torch.empty_like(fed.f, dtype=float8.KIND), torch.empty_like(past)
     up, down, across = eight.up_across, eight.down_across, dp.new_empty(dp.size(1), len(dp))
     g8, size, factor = round_rows(g, fed.signs, down.scale)
     along = hidden_backward8(g8, down.values, dp, f=fed.f, slope=abs(call.slope), across=across.T)["along"]
     along = past_factor(along, fed.inverse, dh.size(1), 2.0, size)
-    past_norm8(dp, up.values, dh, past, h=fed.stream, along=along, carry=carry, factor=factor, scale=up.scale)
+    given = {"h": fed.stream, "along": along, "carry": carry, "factor": factor, "scale": up.scale}
+    if branch is None:
+        past_norm8(dp, up.values, dh, past, **given)
+    else:
+        past_norm8_and_branch(dp, up.values, dh, past, **given, branch=branch)
     call.sums.add("up", weight_gradient8(float8.Eighth(across, call.one), transposed(fed.stream, factor)))
     return dh

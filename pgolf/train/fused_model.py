@@ -20,7 +20,7 @@ from pgolf.train.fast import fits as fits_mlp
 from pgolf.train.folded import matrix
 from pgolf.train.fused_block import LanesBlock, SequentialBlock
 from pgolf.train.fused_call import Call, Parameters
-from pgolf.train.fused_stack import Branches, Joined, Within, stack_functions
+from pgolf.train.fused_stack import Branches, Ended, Joined, Within, ends, stack_functions
 from pgolf.train.skips import Branch
 from pgolf.train.visits import Opened, opened
 
@@ -69,9 +69,9 @@ class Chain:
 class Fused:
     """The functions that stand in for those of a block."""
 
-    def __init__(self, block: Block, chain: Chain, eight: bool) -> None:
+    def __init__(self, block: Block, chain: Chain, eight: bool, ends: bool) -> None:
         attn, mlp = block.attn, block.mlp
-        self.block, self.chain = block, chain
+        self.block, self.chain, self.ends = block, chain, ends
         self.heads, self.eight = len(attn.q_gain), eight
         self.parameters = Parameters(
             attn.c_q.weight, attn.c_k.weight, attn.c_v.weight, attn.proj.weight, matrix(mlp.fc), matrix(mlp.proj),
@@ -97,14 +97,18 @@ class Fused:
         result: Tensor = out.view_as(x)
         return result
 
-    def forward_lanes(self, streams: "Lanes", rows: tuple[Tensor, ...], context: Context) -> "Lanes":
-        """`Block.forward_lanes`; rows are P [2, 2] and rho [2]."""
-        x0, x = self.chain.take(context.x0), streams.attention
-        if isinstance(x, Joined):
-            x = x.made()
+    def forward_lanes(self, streams: "Lanes", rows: tuple[Tensor, ...], context: Context) -> "Lanes | Ended":
+        """`Block.forward_lanes`, of the last layer with what follows; rows are P [2, 2] and rho [2]."""
+        x0 = self.chain.take(context.x0)
+        x, within = _begun(streams.attention)
         call, token = self._call(x, context)
-        flat = x.flatten(0, -2), self.chain.branches.of(streams.mlp)
-        first, second, self.chain.last = LanesBlock.apply(call, *flat, x0, *rows, token)  # type: ignore[no-untyped-call]
+        join, *skip = within or (None, None, None)
+        lanes = x.flatten(0, -2), None if streams.mlp is x else self.chain.branches.of(streams.mlp)
+        first, second, self.chain.last = LanesBlock.apply(  # type: ignore[no-untyped-call]
+            call._replace(join=join, ends=self.ends), *lanes, x0, *rows, token, *skip
+        )
+        if self.ends:
+            return Ended(first.view_as(x))
         return streams._replace(attention=first.view_as(x), mlp=second.view_as(x))
 
     forward.written_out = forward_lanes.written_out = True  # type: ignore[attr-defined]
@@ -132,7 +136,7 @@ class Fused:
 
 
 def _begun(given: Tensor | Joined) -> tuple[Tensor, Within | None]:
-    """What a block outside lanes reads, and the skip that it is to make of that."""
+    """What a block reads, lane 0 in lanes, and the skip that it is to make of that."""
     if not isinstance(given, Joined):
         return given, None
     within = given.within() if _epilogues(given.x) else None
@@ -147,10 +151,10 @@ def fused_functions(model: GPT, eight: bool = False) -> Iterator[tuple[nn.Module
     """(block, name, function) for every block that is of the form, and whose values nothing is added to; if there is
     one, (model, name, ...) for what lies around them.
     """
-    chain, written = Chain(), 0
+    chain, written, last = Chain(), 0, ends(model)
     for block in model.blocks[: model.config.layers - model.config.value_embed.last]:
         if isinstance(block, Block) and fits(block):
-            fused = Fused(block, chain, eight)
+            fused = Fused(block, chain, eight, last and block is model.blocks[-1])
             yield block, "forward", fused.forward
             yield block, "forward_lanes", fused.forward_lanes
             written += 1

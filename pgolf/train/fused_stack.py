@@ -4,7 +4,8 @@ gradient without a pass that adds them up.
 Whoever reads a stream x first returns it too, as an alias, and a later reader reads that: what the later one sends
 back then reaches the first one's backward pass beside the gradient of its result, and is added where that is written
 anyway. A skip reads what the next block returned of the encoder's output, the MLP's lane what the skip returned.
-With epilogues most skips are within the block that follows (`pgolf.train.skips`): outside lanes, with a gate.
+With epilogues skips with a gate are within the block that follows (`pgolf.train.skips`), in lanes too. Where lanes are
+split without a skip between, the block reads the stream for both.
 """
 
 from collections.abc import Iterator
@@ -135,7 +136,7 @@ class Stack:
 
 
 class Within(NamedTuple):
-    """A skip as `SequentialBlock` takes it."""
+    """A skip as a block takes it."""
 
     join: Join
     s: Tensor | None
@@ -171,8 +172,25 @@ class Joined(NamedTuple):
         return Within(join, s, token)
 
 
-def final_norm(x: "Tensor | Lanes") -> Tensor:
+class Ended(NamedTuple):
+    """In the place of the last layer's lanes: what the norm would make of them (`pgolf.kernels.lane_end`)."""
+
+    y: Tensor
+
+
+def ends(model: GPT) -> bool:
+    """Whether the norm of the mean of lanes is all that follows the last layer."""
+    if model.lane_form is None or model.config.stack_runs > 1:
+        return False
+    from pgolf.model.lanes import mean
+
+    return model.lane_form.end is mean
+
+
+def final_norm(x: "Tensor | Lanes | Ended") -> Tensor:
     """`GPT.norm`, also of lanes that nothing has joined."""
+    if isinstance(x, Ended):
+        return x.y
     streams = (x,) if isinstance(x, Tensor) else x
     y: Tensor = FinalNorm.apply(*(stream.flatten(0, -2) for stream in streams))  # type: ignore[no-untyped-call]
     return y.view_as(streams[0])
@@ -182,15 +200,13 @@ def stack_functions(model: GPT, branches: Branches, within: bool) -> Iterator[tu
     """(model, name, what is to stand there)."""
     yield model, "skip", Stack(model, branches, within).skip
     yield model, "norm", final_norm
-    if model.lane_form is not None and model.config.stack_runs == 1:
-        from pgolf.model.lanes import mean
-
-        if model.lane_form.end is mean:
-            yield model, "lane_form", model.lane_form._replace(end=_apart)
+    if ends(model):
+        assert model.lane_form is not None
+        yield model, "lane_form", model.lane_form._replace(end=_apart)
 
 
-def _apart(model: nn.Module, lanes: "Lanes") -> Any:
+def _apart(model: nn.Module, lanes: "Lanes | Ended") -> Any:
     """The lanes, where `final_norm` takes them; their mean where the model's own norm stands there for a while."""
     from pgolf.model.lanes import mean
 
-    return lanes if "norm" in vars(model) else mean(model, lanes)
+    return lanes if isinstance(lanes, Ended) or "norm" in vars(model) else mean(model, lanes)

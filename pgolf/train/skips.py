@@ -6,6 +6,9 @@
         ds = (1 - g) w d = ratio dx,                    ratio = w (1 - g) / g = w exp(-gate)
         dw = (1 - g) S,  S = sum_t d s;                 dgate = g (1 - g) sum_t d (x - w s) = (1 - g) (sum_t d x' - w S)
 
+In lanes x' is lane 0. Where they have just been split x is lane 1 as well, whose gradient is added to dx in the last
+product of the MLP's half; ds is made of dx as it was before.
+
 The contract for s, an encoder block's input that its function returned as an alias (`pgolf.train.fused_stack`): what is
 sent back for the alias is dx, and `ratio`, left in that block's `Branch` on the way forward, says what it is to be
 multiplied by. The block does so where it adds it to the gradient of its input. At the first skip s is x, which has no

@@ -14,6 +14,7 @@ from pgolf.kernels import (
     gated_output,
     heads,
     heads_product,
+    lane_end,
     lane_sum,
     residual_norm,
     row_factors,
@@ -229,14 +230,33 @@ def test_a_marked_number_tells_the_sign_and_is_the_nearest_of_its_kind():
 
 
 @pytest.mark.parametrize(("tokens", "width", "dtype", "bound"), SIZES)
-def test_lanes(tokens, width, dtype, bound, monkeypatch):
+@pytest.mark.parametrize("one_lane", [False, True])
+@pytest.mark.parametrize("one_gradient", [False, True])
+def test_lanes(tokens, width, dtype, bound, one_lane, one_gradient, monkeypatch):
     torch.manual_seed(0)
     if not ON_GPU:
         monkeypatch.setattr(lane_sum, "BLOCK", 64)  # several programs
+        monkeypatch.setattr(lane_sum, "HELD", 64)
     l0, l1, attended, fed, g0, g1 = (random(tokens, width, dtype=dtype) for _ in range(6))
     post, carry = random(2, 2), random(2)
+    l1, g1 = l0 if one_lane else l1, g0.view_as(g0) if one_gradient else g1
     a, b, c, d, p, r = doubles(l0, l1, attended, fed, post, carry)
     expected = r[0] * a + p[0, 0] * c + p[1, 0] * d, r[1] * b + p[0, 1] * c + p[1, 1] * d
     assert_near(lane_sum.lanes_forward((l0, l1), attended, fed, post, carry), expected, bound)
     wanted = torch.autograd.grad(expected, [c, d, p, r], [g0.double(), g1.double()])
     assert_near(lane_sum.lanes_backward((g0, g1), (l0, l1), attended, fed, post), wanted, bound)
+
+
+@pytest.mark.parametrize(("tokens", "width", "dtype", "bound"), SIZES)
+def test_the_end_of_lanes(tokens, width, dtype, bound):
+    torch.manual_seed(0)
+    l0, l1, attended, fed, dy = (random(tokens, width, dtype=dtype) for _ in range(5))
+    post, carry = random(2, 2), random(2)
+    a, b, c, d, p, r = doubles(l0, l1, attended, fed, post, carry)
+    lanes = r[0] * a + p[0, 0] * c + p[1, 0] * d, r[1] * b + p[0, 1] * c + p[1, 1] * d
+    expected = F.rms_norm((lanes[0] + lanes[1]) / 2, (width,), eps=EPS)
+    y, inverse = lane_end.end_forward((l0, l1), attended, fed, post, carry)
+    assert_near([y], [expected], bound)
+    g, found = lane_end.end_backward(dy, y, inverse, (l0, l1), attended, fed, post)
+    wanted = torch.autograd.grad(expected, [*lanes, c, d, p, r], dy.double())
+    assert_near([g, g, *found], wanted, bound)

@@ -64,6 +64,8 @@ def test_the_mlp_and_its_norm(tokens, width, units, dtype, bound):
     along = products.hidden_backward(g, down.T, dp, f=f, factor=factor, slope=SLOPE)["along"]
     common = past_factor(along, inverse, width, times=2.0)
     products.past_norm(dp, up.T, dh, past, h=h, along=common, carry=scalar(CARRY))
+    given, both = {"h": h, "along": common, "carry": scalar(CARRY), "branch": g}, torch.empty_like(dh)
+    products.past_norm_and_branch(dp, up.T, both, past, **given)
 
     some = slice(CHECKED)
     a = h[some].double().requires_grad_()
@@ -78,11 +80,15 @@ def test_the_mlp_and_its_norm(tokens, width, units, dtype, bound):
     of_p, gradient = torch.autograd.grad(y, [p, a], g[some].double())
     near(dh[some], gradient + CARRY * past[some].double(), bound)
     near(dh[some].double() - CARRY * past[some].double(), gradient, 2 * bound)
+    near(both[some], gradient + CARRY * past[some].double() + g[some].double(), bound)
     near(dp[some] / factor[some, None], of_p, 2 * bound)
 
 
 @pytest.mark.parametrize(("tokens", "width", "units", "dtype", "bound"), SIZES)
-@pytest.mark.parametrize("beside", [{}, {"branch"}, {"skip"}, {"carry"}], ids=["alone", "branch", "skip", "lane"])
+@pytest.mark.parametrize(
+    "beside", [{}, {"branch"}, {"skip"}, {"carry"}, {"carry", "skip"}],
+    ids=["alone", "branch", "skip", "lane", "lane, skip"],
+)  # fmt: skip
 @pytest.mark.parametrize("last", [False, True])
 def test_the_head_of_a_block(tokens, width, units, dtype, bound, beside, last):
     """Where it is the model's last one, no gradient of x0 comes from later ones."""
@@ -94,6 +100,9 @@ def test_the_head_of_a_block(tokens, width, units, dtype, bound, beside, last):
     given = {"x": x, "x0": x0, "later": later, "first": first, "second": second, "along": along, "dx0": dx0}
     if "branch" in beside:
         found = products.past_mix_and_branch(read, weight.T, dx, past, **given, branch=branch, ratio=by)
+    elif "skip" in beside and not inside:
+        given |= {"s": branch, "share": by, "carry": scalar(CARRY)}
+        found = products.past_mix_of_lane_and_skip(read, weight.T, dx, past, **given)
     elif "skip" in beside:
         found = products.past_mix_and_skip(read, weight.T, dx, past, **given, s=branch, share=by)
     elif inside:
@@ -111,6 +120,9 @@ def test_the_head_of_a_block(tokens, width, units, dtype, bound, beside, last):
     if "skip" in beside:
         near(found["dskip"].sum(0), (d * s).sum(0), bound)
         names.append("dskip")
+        if not inside:
+            near(found["djoined"].sum(0), (d * a).sum(0), bound)
+            names.append("djoined")
     assert torch.equal(found["columns"], torch.stack([found[name] for name in names]))
 
 
@@ -188,6 +200,8 @@ def test_gradients_of_hidden_units_of_8_bits_are_those_of_the_rounded_operands(t
     common = past_factor(along, inverse, width, times=2.0, size=size)
     given = {"h": h, "along": common, "carry": scalar(CARRY), "factor": scaled, "scale": up.scale}
     products.past_norm8(dp8, up.values, dh, past, **given)
+    both = torch.empty_like(dh)
+    products.past_norm8_and_branch(dp8, up.values, both, past, **given, branch=g)
     of_weight = weight_gradient8(float8.Eighth(across, scalar(1.0)), transposed(h, scaled))
 
     some = slice(CHECKED)
@@ -200,7 +214,9 @@ def test_gradients_of_hidden_units_of_8_bits_are_those_of_the_rounded_operands(t
     near(common[some], (rounded * size[some, None] * a).sum(1) * 2 * inverse[some].double() ** 2 / width, bound)
     dp = dp8.double() * scaled[:, None].double()
     back = dp[some] @ up.values.double().T * up.scale.double()
-    near(dh[some], back + CARRY * past[some].double() - h[some].double() * common[some, None].double(), bound)
+    back += CARRY * past[some].double() - h[some].double() * common[some, None].double()
+    near(dh[some], back, bound)
+    near(both[some], back + g[some].double(), bound)
     near(of_weight, dp.T @ h.double(), 0.04 if ON_GPU else 0.08)  # the interpreter rounds badly
     exact = g.double() @ w.T * down.scale.double()
     exact *= (
