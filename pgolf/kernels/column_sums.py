@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-COLUMNS, ELEMENTS, WARPS = 32, 16384, 16
+COLUMNS, ELEMENTS, WARPS = 16, 32768, 16
 """Most columns of a program, most numbers that it holds at a time, and its warps."""
 
 

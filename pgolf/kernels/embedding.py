@@ -1,4 +1,4 @@
-"""The embedding in one pass: rows of the table, smear and norm; its gradient without atomic additions.
+"""The embedding in one pass: rows of the table, smear and norm; its gradient in another.
 
     h_t = e_t + l a_t e_(t-1),  a_t = sigmoid(w . e_t[:window]) or 0,  y_t = q_t h_t,  q = 1 / sqrt(mean(h^2) + eps)
     backward:
@@ -7,11 +7,9 @@
         dE_v = sum of de_t over the tokens whose id is v
 
 as in `GPT.embed` and `pgolf.model.smear`; a is 0 where nothing is smeared into a token. The forward pass keeps q and a;
-rows are read again from the table, which the cache holds. For the gradient, tokens are sorted by id and shared out
-evenly, however frequent an id is. A program adds up the tokens of an id in registers and writes the row, in the type of
-the table. An id that lies across programs leaves a part in each of them, and a second kernel joins these: the order of
-all sums is fixed. A token reads its own dy and that of the token after it, its neighbour in memory, so dh_(t+1) is
-found twice and stored nowhere.
+rows are read again from the table, which the cache holds. The backward pass goes through tokens from the last to the
+first: what a token's gradient is to the token before it is kept in registers, and dy is read once. Rows of dE are added
+up by the cache, in float32 and any order: sorting tokens by id takes as long as half of this pass.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -28,12 +26,8 @@ from pgolf.kernels.residual_norm import EPS
 
 FORWARD_ROWS = 4
 """Tokens of a program."""
-POSITIONS = 42
-"""Tokens of a program of the backward pass, a single warp: all programs for 98,304 run at once."""
-REGISTERS = 112
-"""Of its threads, the least without spills: 18 of the warps are on a multiprocessor."""
-PARTS = 16
-"""Parts of an id that are joined at a time."""
+CHUNK = 48
+"""Tokens of a program of the backward pass, a single warp; the fastest of 24, 32 and 48 on an H100."""
 
 
 @triton.jit
@@ -63,119 +57,54 @@ def _embed_forward(
 
 
 @triton.jit
-def _norm_share(d, h, q, D: tl.constexpr):
-    """What the gradient of h has of it: dh = q (d - share h)."""
-    return q * q * (tl.sum(d * h, 0) / D)
-
-
-@triton.jit
-def _leave(total, key, before, after, grad, parts, columns, D: tl.constexpr):
-    """An id's sum: its row, or a part where the program before (0) or only the one after (1) has tokens of it too."""
-    if (key == before) | (key == after):
-        place = tl.program_id(0) * 2 + (key != before).to(tl.int32)
-        tl.store(parts + place.to(tl.int64) * D + columns, total, mask=columns < D)
-    else:
-        tl.store(grad + key.to(tl.int64) * D + columns, total, mask=columns < D)
-
-
-@triton.jit
-def _neighbours(ids, token, tokens, SMEAR: tl.constexpr):
-    """The ids before and after a token, and where the one after it is; at the ends any."""
-    past, later, next = token, token, token
-    if SMEAR:
-        later = tl.minimum(token + 1, tokens - 1)
-        past = tl.load(ids + tl.maximum(token - 1, 0)).to(tl.int64)
-        next = tl.load(ids + later).to(tl.int64)
-    return past, next, later
+def _past_norm(d, h, q, D: tl.constexpr):
+    """dh."""
+    return q * d - (q * q * q * (tl.sum(d * h, 0) / D)) * h
 
 
 @triton.jit
 def _embed_backward(
-    dy, keys, order, ids, table, gate, strength, inverse, opened, grad, parts, sums, tokens,
-    POSITIONS: tl.constexpr, WINDOW: tl.constexpr, WIDE: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
+    dy, ids, table, gate, strength, inverse, opened, grad, sums, tokens,
+    CHUNK: tl.constexpr, WINDOW: tl.constexpr, WIDE: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
     SMEAR: tl.constexpr,
 ):  # fmt: skip
     columns, narrow = tl.arange(0, BLOCK), tl.arange(0, WIDE)
     inside = columns < D
-    begin = tl.program_id(0) * POSITIONS
-    end = tl.minimum(begin + POSITIONS, tokens)
-    before = tl.load(keys + begin - 1, mask=begin > 0, other=-1)
-    key = tl.load(keys + begin)
-    e = tl.load(table + key.to(tl.int64) * D + columns, mask=inside, other=0.0).to(tl.float32)
-    total = tl.zeros((BLOCK,), tl.float32)
+    begin = tl.program_id(0) * CHUNK
+    end = tl.minimum(begin + CHUNK, tokens)
+    e = tl.load(table + tl.load(ids + end - 1).to(tl.int64) * D + columns, mask=inside, other=0.0).to(tl.float32)
     if SMEAR:
         scale = tl.load(strength).to(tl.float32)
-        of_gate = tl.zeros((WIDE,), tl.float32)
-        of_strength, pull = 0.0, 0.0
-    new, token = key, tl.load(order + begin)
-    past, next, later = _neighbours(ids, token, tokens, SMEAR)
-    for position in tl.range(begin, end):
-        coming = tl.minimum(position + 1, end - 1)  # one ahead, so that nothing waits for two loads
-        key_coming, token_coming = tl.load(keys + coming), tl.load(order + coming)
-        if new != key:
-            if SMEAR:
-                w = tl.load(gate + columns, mask=columns < WINDOW, other=0.0).to(tl.float32)
-                start = tl.load(table + key.to(tl.int64) * D + narrow, mask=narrow < WINDOW, other=0.0)
-                total += pull * w
-                of_gate += pull * start.to(tl.float32)
-                pull = 0.0
-            _leave(total, key, before, new, grad, parts, columns, D)
-            key = new
-            e = tl.load(table + key.to(tl.int64) * D + columns, mask=inside, other=0.0).to(tl.float32)
-            total = tl.zeros((BLOCK,), tl.float32)
+        w = tl.load(gate + columns, mask=columns < WINDOW, other=0.0).to(tl.float32)
+        of_gate, of_strength = tl.zeros((WIDE,), tl.float32), 0.0
+        later = tl.zeros((BLOCK,), tl.float32)  # l a_(t+1) dh_(t+1)
+        if end < tokens:
+            share = scale * tl.load(opened + end)
+            h = tl.load(table + tl.load(ids + end).to(tl.int64) * D + columns, mask=inside, other=0.0).to(tl.float32)
+            d = tl.load(dy + end.to(tl.int64) * D + columns, mask=inside, other=0.0).to(tl.float32)
+            later = share * _past_norm(d, h + share * e, tl.load(inverse + end), D)
+    for back in tl.range(0, end - begin):
+        token = (end - 1 - back).to(tl.int64)
+        key = tl.load(ids + token).to(tl.int64)
+        past = tl.load(ids + tl.maximum(token - 1, 0)).to(tl.int64)
+        e_past = tl.load(table + past * D + columns, mask=inside, other=0.0).to(tl.float32)
         d = tl.load(dy + token * D + columns, mask=inside, other=0.0).to(tl.float32)
         q = tl.load(inverse + token)
         if SMEAR:
-            a, a_later = tl.load(opened + token), tl.load(opened + later, mask=later > token, other=0.0)
-            q_later = tl.load(inverse + later)
-            d_later = tl.load(dy + later * D + columns, mask=inside, other=0.0).to(tl.float32)
-            e_past = tl.load(table + past * D + columns, mask=inside, other=0.0).to(tl.float32)
-            e_later = tl.load(table + next * D + columns, mask=inside, other=0.0).to(tl.float32)
-            share, share_later = scale * a, scale * a_later
-            h, h_later = e + share * e_past, e_later + share_later * e
-            dh = q * d - (q * _norm_share(d, h, q, D)) * h
+            a = tl.load(opened + token)
+            dh = _past_norm(d, e + scale * a * e_past, q, D)
             found = a * tl.sum(dh * e_past, 0)
             of_strength += found
-            pull += scale * found * (1.0 - a)
-            q_share = share_later * q_later
-            total += dh + q_share * d_later - (q_share * _norm_share(d_later, h_later, q_later, D)) * h_later
+            pull = scale * found * (1.0 - a)
+            of_gate += pull * tl.load(table + key * D + narrow, mask=narrow < WINDOW, other=0.0).to(tl.float32)
+            total = dh + later + pull * w
+            later = scale * a * dh
         else:
-            total += q * d - (q * _norm_share(d, e, q, D)) * e
-        new, token = key_coming, token_coming
-        past, next, later = _neighbours(ids, token, tokens, SMEAR)
+            total = _past_norm(d, e, q, D)
+        tl.atomic_add(grad + key * D + columns, total, mask=inside, sem="relaxed")
+        e = e_past
     if SMEAR:
-        w = tl.load(gate + columns, mask=columns < WINDOW, other=0.0).to(tl.float32)
-        start = tl.load(table + key.to(tl.int64) * D + narrow, mask=narrow < WINDOW, other=0.0)
-        total += pull * w
-        of_gate += pull * start.to(tl.float32)
         tl.store(sums + tl.program_id(0) * WIDE + narrow, tl.where(narrow == WINDOW, of_strength, of_gate))
-    _leave(total, key, before, tl.load(keys + end, mask=end < tokens, other=-1), grad, parts, columns, D)
-
-
-@triton.jit
-def _join(
-    keys, parts, grad, tokens, programs,
-    POSITIONS: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
-    """Of the last id of a program, if that is where it begins and not where it ends."""
-    columns = tl.arange(0, BLOCK)
-    begin = tl.program_id(0) * POSITIONS
-    end = begin + POSITIONS
-    if end < tokens:
-        key = tl.load(keys + end)
-        if (tl.load(keys + end - 1) == key) & (tl.load(keys + begin - 1, mask=begin > 0, other=-1) != key):
-            head = (tl.program_id(0) * 2 + 1).to(tl.int64) * D + columns
-            total = tl.load(parts + head, mask=columns < D, other=0.0)
-            first, count = tl.program_id(0) + 1, PARTS
-            while count == PARTS:
-                program = first + tl.arange(0, PARTS)
-                there = program < programs
-                there = there & (tl.load(keys + program * POSITIONS, mask=there, other=-1) == key)
-                place = (program * 2).to(tl.int64)[:, None] * D + columns[None, :]
-                total += tl.sum(tl.load(parts + place, mask=there[:, None] & (columns[None, :] < D), other=0.0), 0)
-                first += PARTS
-                count = tl.sum(there.to(tl.int32), 0)
-            tl.store(grad + key.to(tl.int64) * D + columns, total, mask=columns < D)
 
 
 class Smear(NamedTuple):
@@ -229,17 +158,15 @@ def embed_backward(
 ) -> EmbedGradients:
     """dy [B, T, d] contiguous, the others as `embed_forward` had and left them."""
     tokens, width = ids.numel(), table.size(1)
-    keys, order = torch.sort(ids.flatten().int())
-    programs, block = triton.cdiv(tokens, POSITIONS), triton.next_power_of_2(width)
-    grad, parts = torch.zeros_like(table), table.new_empty(programs, 2, width, dtype=torch.float32)
+    programs, grad = triton.cdiv(tokens, CHUNK), torch.zeros_like(table, dtype=torch.float32)
     gate, strength, _ = smear or (None, None, -1)
     window = 0 if gate is None else gate.size(1)
     sums = table.new_empty(programs, triton.next_power_of_2(window + 1), dtype=torch.float32)
     _embed_backward[(programs,)](
-        dy, keys, order, ids, table, gate, strength, inverse, opened, grad, parts, sums, tokens, POSITIONS, window,
-        sums.size(1), width, block, smear is not None, num_warps=1, maxnreg=REGISTERS,
+        dy, ids, table, gate, strength, inverse, opened, grad, sums, tokens, CHUNK, window, sums.size(1), width,
+        triton.next_power_of_2(width), smear is not None, num_warps=1,
     )  # fmt: skip
-    _join[(programs,)](keys, parts, grad, tokens, programs, POSITIONS, width, block, PARTS, num_warps=8)
+    grad = grad.to(table.dtype)
     if smear is None:
         return EmbedGradients(grad, None, None)
     summed = column_sums(sums[None])

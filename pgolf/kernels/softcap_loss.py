@@ -26,8 +26,10 @@ from pgolf.kernels.transposed import product8, transposed, turned, weight_gradie
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 COLUMNS_PER_WARP = 1024
 """Columns of a row that a warp holds: 32 values a thread."""
-REGISTERS = 80
-"""Of a thread: three rows of 8192 columns are on a multiprocessor at once, one read while another is computed."""
+REGISTERS, REGISTERS8 = 80, 64
+"""Of a thread: three rows of 8192 columns are on a multiprocessor at once, one read while another is computed; four of
+residuals in 8 bits.
+"""
 KIND, MOST = torch.float8_e5m2, 57344.0
 """Of residuals in 8 bits, and the largest number of it."""
 
@@ -94,7 +96,8 @@ def losses_and_residuals(
     block = triton.next_power_of_2(vocab)
     warps = min(max(block // COLUMNS_PER_WARP, 1), 16)
     ptx = logits.device.type == "cuda"
-    registers = REGISTERS if block <= warps * COLUMNS_PER_WARP else None
+    most = REGISTERS8 if eight else REGISTERS
+    registers = most if block <= warps * COLUMNS_PER_WARP else None
     _loss_rows[(len(logits),)](
         logits, targets, losses, residuals, softcap, vocab, block, ptx, MOST if eight else 1.0, num_warps=warps,
         maxnreg=registers,

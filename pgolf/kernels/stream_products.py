@@ -136,7 +136,7 @@ TILES = {
     "hidden": Tile(128, 192, (2, 1), pingpong=True),
     "hidden8": Tile(),
     "hidden_backward": Tile(128, 128, (1, 2), pingpong=True),
-    "hidden_backward8": Tile(),
+    "hidden_backward8": Tile(128, 128, (1, 2), pingpong=True),
     "past_norm": Tile(128, 128, (1, 2), pingpong=True),
     "past_norm8": Tile(128, 128, (1, 2), pingpong=True),
     "past_mix": Tile(64, 128, (2, 1), pingpong=True),

@@ -1,4 +1,4 @@
-"""`GPT.embed` written out: one pass of `pgolf.kernels.embedding` forward, its gradient in one over sorted tokens."""
+"""`GPT.embed` written out: one pass of `pgolf.kernels.embedding` forward, another for its gradient."""
 
 from typing import Any
 
