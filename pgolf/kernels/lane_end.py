@@ -17,13 +17,13 @@ from pgolf.kernels.lane_sum import LaneGradients
 from pgolf.kernels.launch import shares
 from pgolf.kernels.residual_norm import EPS
 
-FORWARD_ROWS = 4
+FORWARD_ROWS = 8
 """Tokens of a program."""
 ROWS = 4
 """Tokens that a program of the backward pass holds at a time."""
-WARPS = 4
+WARPS = 8
 """Of a program."""
-PROGRAMS = 5
+PROGRAMS = 4
 """Of the backward pass for each multiprocessor: what runs at once, or many more, so that the last ones are few."""
 
 

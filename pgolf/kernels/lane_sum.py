@@ -23,7 +23,7 @@ FOLD = 8
 """So many of them, neighbours, are added up before they join a sum: fewer registers, more programs at once."""
 PROGRAMS = 8
 """Of the backward pass for each multiprocessor: what runs at once, or many more, so that the last ones are few."""
-STAGES = 1
+STAGES = 2
 """Pieces of which a program of the backward pass loads the next ones ahead."""
 
 

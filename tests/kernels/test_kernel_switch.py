@@ -7,6 +7,7 @@ import interpreter  # noqa: F401  before the kernels are defined
 import pytest
 import torch
 
+from pgolf.data.batches import Batch
 from pgolf.errors import InputError
 from pgolf.model.config import ModelConfig
 from pgolf.model.gpt import GPT
@@ -14,6 +15,8 @@ from pgolf.train import fast
 from pgolf.train.compiled import compile_model, plain_model
 from pgolf.train.config import TrainConfig
 from pgolf.train.openings import openings
+from pgolf.train.schedule import settings
+from pgolf.train.trainer import Trainer
 
 VOCAB, LENGTH = 40, 12
 CONFIG = ModelConfig(
@@ -109,6 +112,35 @@ def test_a_block_of_another_form_has_the_mlp_behind_a_kernel():
     assert "forward" not in vars(model.blocks[0])
     assert "forward" in vars(model.blocks[0].mlp)
     assert_alike(gradients(model), expected)
+
+
+@pytest.mark.skipif(ON_GPU, reason="the interpreter runs without a GPU")
+@pytest.mark.parametrize("eight", [False, True])
+def test_a_training_step_weighs_all_tokens_by_one_number(eight, monkeypatch):
+    """Then no pass over the head's gradient multiplies by it; with 8 bits that gradient is of such products."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from pgolf.kernels import softcap_loss
+
+    seen = []
+
+    def watched(name):
+        function = getattr(softcap_loss, name)
+
+        def watch(*given):
+            seen.append((name, given[-1].stride()))
+            return function(*given)
+
+        monkeypatch.setattr(softcap_loss, name, watch)
+
+    for name in ("_gradients_of_equal", "_gradients_of_any", "_gradients8"):
+        watched(name)
+    model = GPT(CONFIG, 48)
+    model.prepare(16)
+    trainer = Trainer(model, TRAIN)
+    fast.hide(model, eight)
+    ids, targets = torch.randint(48, (2, 2, 16))
+    trainer.backward(iter([Batch(ids, targets, None)]), settings(TRAIN, 0, 0.0))
+    assert seen == [("_gradients8" if eight else "_gradients_of_equal", (0,))]
 
 
 def test_another_mlp_stays_plain():
