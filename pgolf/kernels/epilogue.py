@@ -8,9 +8,12 @@ that the tests of a block cover every formula; on a GPU with the elements of an 
 registers.
 """
 
+import contextlib
 import functools
+import os
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +23,8 @@ FAST = (("fp8_slow_accum", False),)
 """Sums of products of 8 bits stay in the matrix unit, which keeps 14 bits of them, where operands have 4; added up
 outside they take twice the registers, more than a tile of 256 columns leaves.
 """
+PROCESSES, PATIENCE = 8, 120.0
+"""Most processes that compile, and seconds to wait for them."""
 
 
 class Tile(NamedTuple):
@@ -48,6 +53,45 @@ def present() -> bool:
     return True
 
 
+_left_out: set[str] | None = None
+"""Within `compiled_aside`: names of the kernels that are being compiled."""
+
+
+@contextlib.contextmanager
+def compiled_aside() -> Iterator[None]:
+    """Within it a product whose kernel is not compiled yet is left out, what it would write stays as it is, and its
+    kernel is compiled by one of several processes meanwhile; at the end all of them lie in the package's cache.
+    """
+    global _left_out
+    try:
+        from quack.cache import async_compile
+    except ImportError:  # an older version: kernels are compiled one after another, when they are called
+        yield
+        return
+    pool, _left_out = async_compile.activate(min(PROCESSES, os.cpu_count() or 1)), set()
+    try:
+        yield
+        end = time.monotonic() + PATIENCE
+        while any(pool.poll(name)[0] == "pending" for name in _left_out) and time.monotonic() < end:
+            time.sleep(0.05)
+    finally:
+        _left_out = None
+        async_compile.deactivate()
+
+
+def launch(gemm: Callable[..., None], *operands: Any, **options: Any) -> None:
+    """Call a product's kernel, or see `compiled_aside`."""
+    if _left_out is None:
+        gemm(*operands, **options)
+        return
+    from quack.cache.async_compile import CompilePending
+
+    try:
+        gemm(*operands, **options)
+    except CompilePending as pending:
+        _left_out.add(pending.sha)
+
+
 class Product:
     """The product. Further results of the form of `out` are in `also`; of `sums`, over columns, and `column_sums`, over
     rows, the function returns the two factors of what is added up. `of_rows` and `of_columns` are vectors.
@@ -74,10 +118,10 @@ class Product:
         found = {name: out.new_empty(len(out), parts[0], dtype=torch.float32) for name in self.sums}
         columns = out.new_empty(len(self.column_sums), parts[1], out.size(1), dtype=torch.float32)
         into = found | dict(zip(self.column_sums, columns, strict=True))
-        self._kernel.gemm(
-            _plain(a), b, out, None if c is None else _plain(c), epi_args=self._given(operands) | into,
-            tile_M=self.tile.rows, tile_N=self.tile.columns, cluster_M=self.tile.cluster[0],
-            cluster_N=self.tile.cluster[1], pingpong=self.tile.pingpong,
+        launch(
+            self._kernel.gemm, _plain(a), b, out, None if c is None else _plain(c),
+            epi_args=self._given(operands) | into, tile_M=self.tile.rows, tile_N=self.tile.columns,
+            cluster_M=self.tile.cluster[0], cluster_N=self.tile.cluster[1], pingpong=self.tile.pingpong,
             post_init_attrs=FAST if a.dtype.itemsize == 1 else (),
         )  # fmt: skip
         return into | {"columns": columns}

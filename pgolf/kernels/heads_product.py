@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgolf.kernels.epilogue import FAST, Tile, present
+from pgolf.kernels.epilogue import FAST, Tile, launch, present
 from pgolf.kernels.heads import Shape, heads_forward
 
 TILE = Tile(rows=64, columns=256, pingpong=True)
@@ -69,8 +69,9 @@ def fused(
     y = x.new_empty(len(x), len(weight), dtype=dtype)
     inverse = x.new_empty(len(x), len(weight) // shape.head_dim, dtype=torch.float32)
     operands = {"rows": factor[None], "factor": gain.detach(), "cosine": cos, "crossed": sin, "inverse": inverse}
-    _epilogue(shape.heads, shape.kv_heads, shape.head_dim).gemm(
-        x, weight, y, epi_args=operands, tile_M=TILE.rows, tile_N=TILE.columns, cluster_M=TILE.cluster[0],
-        cluster_N=TILE.cluster[1], pingpong=TILE.pingpong, post_init_attrs=FAST if x.dtype.itemsize == 1 else (),
+    launch(
+        _epilogue(shape.heads, shape.kv_heads, shape.head_dim).gemm, x, weight, y, epi_args=operands,
+        tile_M=TILE.rows, tile_N=TILE.columns, cluster_M=TILE.cluster[0], cluster_N=TILE.cluster[1],
+        pingpong=TILE.pingpong, post_init_attrs=FAST if x.dtype.itemsize == 1 else (),
     )  # fmt: skip
     return y, inverse

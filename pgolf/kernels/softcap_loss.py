@@ -7,10 +7,6 @@ C itself bounds y, so no maximum is sought. The product leaves z in the type of 
 and writes r over it, so one matrix [tokens, vocabulary] is all that the head keeps. An upstream gradient g per token
 scales rows, which commutes with both products that follow: dh = g (r E), dE = r^T (g h). Where all tokens have the same
 g, as in a mean, the two are dh = r (g E) and dE = g (r^T h): no pass over tokens.
-
-With `eight` r leaves in float8, as e5m2: from 1 to 4e-10, which e4m3's four orders of magnitude are not (a vocabulary's
-rarest tokens would nowhere be pushed down), times the largest number of that kind, since |r| <= 1. Both products of the
-gradient are of 8 bits then; the losses are what they are without.
 """
 
 from typing import Any
@@ -20,18 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pgolf.kernels.float8 import Eighth
-from pgolf.kernels.transposed import product8, transposed, turned, weight_gradient8
-
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 COLUMNS_PER_WARP = 1024
 """Columns of a row that a warp holds: 32 values a thread."""
-REGISTERS, REGISTERS8 = 80, 64
-"""Of a thread: three rows of 8192 columns are on a multiprocessor at once, one read while another is computed; four of
-residuals in 8 bits.
-"""
-KIND, MOST = torch.float8_e5m2, 57344.0
-"""Of residuals in 8 bits, and the largest number of it."""
+REGISTERS = 80
+"""Of a thread: three rows of 8192 columns are on a multiprocessor at once, one read while another is computed."""
 
 
 @triton.jit
@@ -51,9 +40,8 @@ def _sigma(z, inner, PTX: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _loss_rows(  # type: ignore[no-untyped-def]
-    logits, targets, losses, residuals, softcap,
-    VOCAB: tl.constexpr, BLOCK: tl.constexpr, PTX: tl.constexpr, MOST: tl.constexpr,
-):  # fmt: skip
+    logits, targets, losses, softcap, VOCAB: tl.constexpr, BLOCK: tl.constexpr, PTX: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     columns, first = tl.arange(0, BLOCK), logits + row * VOCAB
     target = tl.load(targets + row).to(tl.int32)
@@ -72,46 +60,26 @@ def _loss_rows(  # type: ignore[no-untyped-def]
     tl.store(losses + row, (tl.log2(total) - below_target * outer) / LOG2_E)
     share = -4.0 / total
     at_target = (_exp2(below_target * outer, PTX) * share + 4.0) * (of_target * below_target)
-    pulls = tl.where(columns == target, at_target, pulls * share) * MOST
-    tl.store(residuals + row * VOCAB + columns, pulls.to(residuals.dtype.element_ty), mask=columns < VOCAB)
-
-
-def fits(hidden: Tensor, embedding: Tensor) -> bool:
-    """Whether the library has 8-bit products for these shapes, and results of this type."""
-    sizes = *hidden.shape, len(embedding)
-    return all(size % 16 == 0 for size in sizes) and (hidden.is_cpu or hidden.dtype == torch.bfloat16)
+    tl.store(first + columns, tl.where(columns == target, at_target, pulls * share), mask=columns < VOCAB)
 
 
 @torch.library.custom_op("pgolf::softcap_loss", mutates_args=())
-def losses_and_residuals(
-    hidden: Tensor, embedding: Tensor, targets: Tensor, softcap: float, eight: bool = False
-) -> tuple[Tensor, Tensor]:
-    """hidden [N, d], embedding [V, d], targets int64 [N] to losses float32 [N], nats, and r [N, V] like hidden, or
-    `MOST` r in float8.
-    """
+def losses_and_residuals(hidden: Tensor, embedding: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
+    """hidden [N, d], embedding [V, d], targets int64 [N] to losses float32 [N], nats, and r [N, V] like hidden."""
     logits = hidden @ embedding.T
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    residuals = torch.empty_like(logits, dtype=KIND) if eight else logits
     vocab = len(embedding)
     block = triton.next_power_of_2(vocab)
     warps = min(max(block // COLUMNS_PER_WARP, 1), 16)
     ptx = logits.device.type == "cuda"
-    most = REGISTERS8 if eight else REGISTERS
-    registers = most if block <= warps * COLUMNS_PER_WARP else None
-    _loss_rows[(len(logits),)](
-        logits, targets, losses, residuals, softcap, vocab, block, ptx, MOST if eight else 1.0, num_warps=warps,
-        maxnreg=registers,
-    )  # fmt: skip
-    return losses, residuals
+    most = REGISTERS if block <= warps * COLUMNS_PER_WARP else None
+    _loss_rows[(len(logits),)](logits, targets, losses, softcap, vocab, block, ptx, num_warps=warps, maxnreg=most)
+    return losses, logits
 
 
 @losses_and_residuals.register_fake
-def _(hidden: Tensor, embedding: Tensor, targets: Tensor, softcap: float, eight: bool = False) -> tuple[Tensor, Tensor]:
-    kind = KIND if eight else hidden.dtype
-    return (
-        targets.new_empty(targets.shape, dtype=torch.float32),
-        hidden.new_empty(len(hidden), len(embedding), dtype=kind),
-    )
+def _(hidden: Tensor, embedding: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
+    return targets.new_empty(targets.shape, dtype=torch.float32), hidden.new_empty(len(hidden), len(embedding))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -121,10 +89,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _gradients(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     hidden, embedding, residuals = ctx.saved_tensors
-    equal = upstream.stride(0) == 0  # one number for all tokens
-    find = _gradients8 if residuals.dtype == KIND else _gradients_of_equal if equal else _gradients_of_any
+    equal = upstream.stride(0) == 0 and hidden.dtype != torch.float16  # of whose range g E may be
+    find = _gradients_of_equal if equal else _gradients_of_any
     d_hidden, d_embedding = find(hidden, embedding, residuals, upstream)
-    return d_hidden.to(hidden.dtype), d_embedding.to(embedding.dtype), None, None, None
+    return d_hidden.to(hidden.dtype), d_embedding.to(embedding.dtype), None, None
 
 
 def _gradients_of_any(hidden: Tensor, embedding: Tensor, residuals: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,22 +109,11 @@ def _gradients_of_equal(
     return residuals @ (embedding * g).to(hidden.dtype), (residuals.T @ hidden) * g
 
 
-def _gradients8(hidden: Tensor, embedding: Tensor, residuals: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
-    equal = upstream.stride(0) == 0
-    r8 = Eighth(residuals, (upstream[0] if equal else torch.ones_like(upstream[0])) / MOST)
-    d_hidden = product8(r8, transposed(embedding), hidden.dtype)
-    if not equal:
-        d_hidden = d_hidden * upstream[:, None]
-    r8 = r8._replace(values=turned(residuals))
-    return d_hidden, weight_gradient8(r8, transposed(hidden, None if equal else upstream))
-
-
 losses_and_residuals.register_autograd(_gradients, setup_context=_save)
 
 
-def softcap_losses(hidden: Tensor, embedding: Tensor, targets: Tensor, softcap: float, eight: bool = False) -> Tensor:
+def softcap_losses(hidden: Tensor, embedding: Tensor, targets: Tensor, softcap: float) -> Tensor:
     """Losses float32 like targets [B, T] of hidden [B, T, d] and embedding [V, d], which is cast to its type."""
-    rows, embedding = hidden.flatten(0, 1), embedding.to(hidden.dtype)
-    eight = eight and fits(rows, embedding)
-    losses: Tensor = losses_and_residuals(rows, embedding, targets.flatten(), softcap, eight)[0]
+    rows = hidden.flatten(0, 1)
+    losses: Tensor = losses_and_residuals(rows, embedding.to(rows.dtype), targets.flatten(), softcap)[0]
     return losses.view_as(targets)

@@ -73,34 +73,12 @@ def transposed(x: Tensor, factor: Tensor | None = None) -> Eighth:
     return Eighth(values, scale)
 
 
-@triton.jit
-def _turn(x, out, rows, width, T: tl.constexpr, C: tl.constexpr):
-    row, column = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1) * C + tl.arange(0, C)
-    inside = (row[:, None] < rows) & (column[None, :] < width)
-    value = tl.load(x + row[:, None] * width + column[None, :], mask=inside, other=0)
-    tl.store(out + column[:, None].to(tl.int64) * rows + row[None, :], tl.trans(value), mask=tl.trans(inside))
-
-
-def turned(x: Tensor) -> Tensor:
-    """x^T [d, N], contiguous, of 8-bit x [N, d], contiguous."""
-    (rows, width), out = x.shape, x.new_empty(x.shape[::-1])
-    _turn[(triton.cdiv(rows, TOKENS), triton.cdiv(width, COLUMNS))](
-        x.view(torch.uint8), out.view(torch.uint8), rows, width, TOKENS, COLUMNS, num_warps=WARPS
-    )
-    return out
-
-
-def product8(a: Eighth, b: Eighth, dtype: torch.dtype) -> Tensor:
-    """a b^T [N, n] in `dtype`, of a [N, K] and b [n, K]. Sums leave the matrix unit, which keeps 14 bits of them, every
-    few steps.
-    """
-    if a.values.device.type == "cuda":
-        return torch._scaled_mm(
-            a.values, b.values.T, scale_a=a.scale, scale_b=b.scale, out_dtype=dtype, use_fast_accum=False
-        )
-    return ((a.values.float() @ b.values.float().T) * (a.scale * b.scale)).to(dtype)
-
-
 def weight_gradient8(g: Eighth, x: Eighth) -> Tensor:
-    """g^T x [out, in], float32, of g [out, N] and x [in, N]."""
-    return product8(g, x, torch.float32)
+    """g^T x [out, in], float32, of g [out, N] and x [in, N]. Sums leave the matrix unit, which keeps 14 bits of them,
+    every few steps: there are many tokens.
+    """
+    if g.values.device.type == "cuda":
+        return torch._scaled_mm(
+            g.values, x.values.T, scale_a=g.scale, scale_b=x.scale, out_dtype=torch.float32, use_fast_accum=False
+        )
+    return (g.values.float() @ x.values.float().T) * (g.scale * x.scale)

@@ -49,6 +49,12 @@ def install(model: GPT, config: "TrainConfig") -> None:
     if eight:
         check_eight(model, config)
     hide(model, eight)
+    from pgolf.kernels import epilogue
+
+    if epilogue.present():
+        from pgolf.train.precompile import precompile
+
+        precompile(model, config)
 
 
 def check_eight(model: GPT, config: "TrainConfig") -> None:
@@ -75,7 +81,7 @@ def hide(model: GPT, eight: bool = False) -> None:
     """`install` without its checks."""
     from pgolf.train.fused_model import fused_functions
 
-    for owner, name, function in _replacements(model, eight):
+    for owner, name, function in _replacements(model):
         setattr(owner, name, MethodType(function, owner))
     for owner, name, fused in fused_functions(model, eight):
         setattr(owner, name, fused)
@@ -96,9 +102,9 @@ def remove(model: GPT) -> None:
             vars(block).pop(name, None)
 
 
-def _replacements(model: GPT, eight: bool = False) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
+def _replacements(model: GPT) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
     if model.head.softcap <= LARGEST_SOFTCAP:
-        yield model, "surprise", _surprise8 if eight else _surprise
+        yield model, "surprise", _surprise
     if fits_embedding(model):
         yield model, "embed", _embed
     for mlp in (block.mlp for block in model.blocks):
@@ -134,19 +140,15 @@ def _embed(self: GPT, ids: Tensor) -> Tensor:
 _embed.written_out = True  # type: ignore[attr-defined]
 
 
-def _surprise(self: GPT, hidden: Tensor, targets: Tensor, visit: "Visit | None" = None, eight: bool = False) -> Tensor:
+def _surprise(self: GPT, hidden: Tensor, targets: Tensor, visit: "Visit | None" = None) -> Tensor:
     if visit is not None:
         return GPT.surprise(self, hidden, targets, visit)
     from pgolf.kernels.softcap_loss import softcap_losses
 
-    return softcap_losses(hidden, self.tok_emb.weight, targets, self.head.softcap, eight)
+    return softcap_losses(hidden, self.tok_emb.weight, targets, self.head.softcap)
 
 
-def _surprise8(self: GPT, hidden: Tensor, targets: Tensor, visit: "Visit | None" = None) -> Tensor:
-    return _surprise(self, hidden, targets, visit, True)
-
-
-_surprise.written_out = _surprise8.written_out = True  # type: ignore[attr-defined]
+_surprise.written_out = True  # type: ignore[attr-defined]
 
 
 def _feed(self: MLP, n: Tensor) -> Tensor:
