@@ -73,8 +73,8 @@ def measure_training(
     steps: int,
 ) -> Measured:
     """Train a fresh model for `steps` counted steps in each phase; compiled if `config.compile` and the device can."""
-    trainer = new_trainer(model_config, config, vocab_size, device, dtype)
     started = time.perf_counter()
+    trainer = new_trainer(model_config, config, vocab_size, device, dtype)
     trainer.warm_up(open_batches(config, shards))
     synchronize(device)
     compiled = time.perf_counter() - started

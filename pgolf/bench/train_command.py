@@ -78,7 +78,7 @@ def _show_speeds(ways: "Mapping[str, Measured]", peak: float, title: str) -> Non
     table(title, ("step", "recurrence", "ms", "tokens/s", "MFU", "peak GB"), rows)
     first, measured = next(iter(ways.items()))
     console.print(
-        f"{first}: first pass of every graph {measured.compile_seconds:.1f} s; "
+        f"{first}: making, compiling and warming up {measured.compile_seconds:.1f} s; "
         f"matrix product {peak / 1e12:,.2f} TFLOP/s"
     )
 

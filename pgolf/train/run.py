@@ -34,7 +34,7 @@ class Run(NamedTuple):
     """Averaged weights, recurrence on, all in float32."""
     trained: Trained
     compile_seconds: float
-    """Compilation and warm-up, outside the training clock."""
+    """Making the model, compilation and warm-up, outside the training clock."""
     averages: dict[str, Tensor]
     """The averages of `train.ema_candidates`, float32, as `decay/parameter`."""
 
@@ -114,7 +114,6 @@ def run_training(
     Several processes train one model together: they get the same arguments and have the same result, whose progress
     the first alone reports and saves.
     """
-    trainer = new_trainer(model_config, config, vocab_size, device, dtype)
     clock = Clock({"train": resume.seconds} if resume else None)
 
     def reopen(skipped: int) -> BatchStream:
@@ -128,7 +127,8 @@ def run_training(
 
             run_finish(trainer, taken, reopen)
 
-    with clock.phase("compile"):
+    with clock.phase("compile"):  # a model behind kernels compiles most of them when it is made
+        trainer = new_trainer(model_config, config, vocab_size, device, dtype)
         if device.type == "cuda":
             trainer.warm_up(open_batches(config, shards))
             synchronize(device)
