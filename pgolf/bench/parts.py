@@ -16,7 +16,8 @@ PARTS = {
         "::zero_",
     ),
     "norms, residuals, gates": (
-        "norm", "_heads_", "_queries_", "_along", "_gated_", "_lanes_", "addcmul", "triton_", "mul", "add",
+        "norm", "_heads_", "_queries_", "_along", "_gated_", "_lanes_", "_end_", "_embed_", "_column_sums", "_round",
+        "_transpose", "fold", "addcmul", "triton_", "mul", "add",
     ),
 }  # fmt: skip
 """Part -> what occurs in the names of its kernels, in small letters; the first part that fits takes a kernel."""

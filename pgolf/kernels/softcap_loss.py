@@ -85,9 +85,10 @@ def _(hidden: Tensor, embedding: Tensor, targets: Tensor, softcap: float) -> tup
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs[:2], output[1])
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # zeros in the place of r's gradient would be as long as the logits
 
 
-def _gradients(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, upstream: Tensor, _: None) -> tuple[Tensor | None, ...]:
     hidden, embedding, residuals = ctx.saved_tensors
     equal = upstream.stride(0) == 0 and hidden.dtype != torch.float16  # of whose range g E may be
     find = _gradients_of_equal if equal else _gradients_of_any

@@ -106,6 +106,16 @@ def test_no_upstream_gives_no_gradient():
     assert not embedding.grad.any()
 
 
+def test_residuals_have_no_gradient_that_is_made_of_zeros():
+    """It would be one more matrix [tokens, vocabulary], filled in every pass."""
+    hidden, embedding, targets = inputs(2, 8, 8, torch.float32)
+    losses = softcap_losses(hidden, embedding, targets, SOFTCAP)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        losses.backward(mean(targets))
+    made = [event.key for event in profile.key_averages(group_by_input_shape=True) if "zero" in event.key]
+    assert not made
+
+
 def test_the_compiler_is_told_the_truth():
     hidden, embedding, targets = inputs(2, 8, 8, torch.float32)
     arguments = hidden[0].detach().requires_grad_(), embedding, targets[0], SOFTCAP
