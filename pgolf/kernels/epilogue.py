@@ -24,7 +24,7 @@ FAST = (("fp8_slow_accum", False),)
 outside they take twice the registers, more than a tile of 256 columns leaves.
 """
 PROCESSES, PATIENCE = 8, 120.0
-"""Most processes that compile, and seconds to wait for them."""
+"""Most processes of a machine that compile, and seconds to wait for them."""
 
 
 class Tile(NamedTuple):
@@ -60,15 +60,20 @@ _left_out: set[str] | None = None
 @contextlib.contextmanager
 def compiled_aside() -> Iterator[None]:
     """Within it a product whose kernel is not compiled yet is left out, what it would write stays as it is, and its
-    kernel is compiled by one of several processes meanwhile; at the end all of them lie in the package's cache.
+    kernel is compiled by one of several processes meanwhile; at the end they lie in the package's cache. What these
+    processes cannot do is done by this one, when it is called.
     """
     global _left_out
     try:
         from quack.cache import async_compile
-    except ImportError:  # an older version: kernels are compiled one after another, when they are called
+
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        pool = async_compile.activate(max(1, min(PROCESSES, len(os.sched_getaffinity(0))) // ranks))
+    except Exception as error:  # an older package, no further processes here: training needs neither
+        warnings.warn(f"kernels are compiled one after another, which takes longer ({error!r})", stacklevel=2)
         yield
         return
-    pool, _left_out = async_compile.activate(min(PROCESSES, os.cpu_count() or 1)), set()
+    _left_out = set()
     try:
         yield
         end = time.monotonic() + PATIENCE
@@ -84,12 +89,15 @@ def launch(gemm: Callable[..., None], *operands: Any, **options: Any) -> None:
     if _left_out is None:
         gemm(*operands, **options)
         return
-    from quack.cache.async_compile import CompilePending
+    from quack.cache.async_compile import CompilePending, suppress_pool
 
     try:
         gemm(*operands, **options)
     except CompilePending as pending:
         _left_out.add(pending.sha)
+    except Exception:  # a process that died, say; what is wrong with the kernel itself shows once more
+        with suppress_pool():
+            gemm(*operands, **options)
 
 
 class Product:

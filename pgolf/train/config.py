@@ -310,8 +310,9 @@ class TrainConfig:
     compile_mode: Literal["default", "max-autotune-no-cudagraphs"] = "default"
     """Mode of torch.compile (PR 1520: max-autotune-no-cudagraphs)."""
     kernels: Literal["plain", "triton"] = "plain"
-    """`triton`: hand-written kernels for the loss, the MLP and between the products of a block while training, on CUDA
-    (PR 1530, 1787); a CPU goes without."""
+    """`triton`: hand-written kernels for the embedding, the loss, the MLP, skips, norms and between the products of a
+    block while training, on CUDA (PR 1530, 1787); a CPU goes without. On Hopper with quack-kernels other processes
+    compile some of them at the start."""
     graphs: bool = False
     """Micro-batches as CUDA graphs: no gaps between kernels, but they keep the memory of a pass and one more copy of
     the gradients, and a kind of micro-batch that the warm-up has not met takes that of its first run beside it; a CPU

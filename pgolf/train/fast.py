@@ -7,8 +7,8 @@
     GPT.skip, norm what lies around such layers            `pgolf.train.fused_stack`
 
 What the configuration has in another form stays plain: another activation, factors in place of matrices, dropped
-tokens, values with something added, hashed n-grams, a larger softcap, adaptation while it is scored. Weights and names
-stay, and the plain functions return when training ends.
+tokens, values with something added, hashed n-grams, smears by a vector, a larger softcap, adaptation while it scores.
+Weights and names stay, and the plain functions return when training ends.
 """
 
 import warnings

@@ -5,7 +5,7 @@ Whoever reads a stream x first returns it too, as an alias, and a later reader r
 back then reaches the first one's backward pass beside the gradient of its result, and is added where that is written
 anyway. A skip reads what the next block returned of the encoder's output, the MLP's lane what the skip returned.
 With epilogues skips with a gate are within the block that follows (`pgolf.train.skips`), in lanes too. Where lanes are
-split without a skip between, the block reads the stream for both.
+split with no pass of a skip between, the block reads the stream for both.
 """
 
 from collections.abc import Iterator

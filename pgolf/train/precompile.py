@@ -27,7 +27,7 @@ def precompile(model: GPT, config: TrainConfig) -> None:
     segments = None
     if packed:
         starts = torch.tensor([0, tokens // 2, *[tokens] * (BUCKET - 2)], dtype=torch.int32, device=device)
-        segments = Segments(starts, config.seq_len)
+        segments = Segments(starts, max(tokens, config.seq_len))
     with compiled_aside():
         for each in sorted({1, model.config.loop_runs}):
             model.runs = each

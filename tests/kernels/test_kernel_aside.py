@@ -11,9 +11,11 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+import test_kernel_block as blocks
 import test_kernel_switch as switch
 
-from pgolf.kernels import epilogue
+from pgolf.kernels import elements, epilogue
+from pgolf.kernels import stream_products as products
 from pgolf.train import fast, precompile
 
 INTERPRETED = pytest.mark.skipif(switch.ON_GPU, reason="the interpreter runs without a GPU")
@@ -28,7 +30,7 @@ class Pool:
     """Says `pending` of a kernel so many times."""
 
     def __init__(self, rounds):
-        self.rounds, self.left, self.jobs, self.ended = rounds, {}, 0, 0
+        self.rounds, self.left, self.jobs, self.ended, self.alone = rounds, {}, 0, 0, False
 
     def activate(self, jobs):
         self.jobs = jobs
@@ -36,6 +38,12 @@ class Pool:
 
     def deactivate(self):
         self.ended += 1
+
+    @contextlib.contextmanager
+    def suppressed(self):
+        self.alone = True
+        yield
+        self.alone = False
 
     def poll(self, sha):
         self.left[sha] = self.left.get(sha, self.rounds) - 1
@@ -47,6 +55,7 @@ def pool(monkeypatch):
     found = Pool(rounds=3)
     module = types.ModuleType("quack.cache.async_compile")
     module.CompilePending, module.activate, module.deactivate = Pending, found.activate, found.deactivate
+    module.suppress_pool = found.suppressed
     package = types.ModuleType("quack.cache")
     package.async_compile = module
     for name, each in {"quack": types.ModuleType("quack"), "quack.cache": package, module.__name__: module}.items():
@@ -91,9 +100,42 @@ def test_patience_ends(pool, monkeypatch):
 def test_an_older_package_compiles_when_called(pool, monkeypatch):
     monkeypatch.delattr(sys.modules["quack.cache"], "async_compile")
     monkeypatch.delitem(sys.modules, "quack.cache.async_compile")
-    with epilogue.compiled_aside(), pytest.raises(Pending):
+    with pytest.warns(UserWarning, match="one after another"), epilogue.compiled_aside(), pytest.raises(Pending):
         epilogue.launch(missing, "a")
     assert pool.ended == 0
+
+
+def test_no_processes_compile_when_called(pool, monkeypatch):
+    def refuse(jobs):
+        raise AssertionError("daemonic processes are not allowed to have children")
+
+    monkeypatch.setattr(sys.modules["quack.cache.async_compile"], "activate", refuse)
+    there = []
+    with pytest.warns(UserWarning, match="daemonic"), epilogue.compiled_aside():
+        epilogue.launch(there.append, 1)
+    assert there == [1]
+
+
+def test_a_pool_that_breaks_leaves_kernels_to_this_process(pool):
+    there = []
+
+    def compiled(x):
+        if not pool.alone:
+            raise RuntimeError("a process in the pool was terminated abruptly")
+        there.append(x)
+
+    with epilogue.compiled_aside():
+        epilogue.launch(compiled, 1)
+    assert there == [1]
+    assert pool.ended == 1
+
+
+def test_ranks_of_a_machine_share_its_processes(pool, monkeypatch):
+    monkeypatch.setattr(epilogue.os, "sched_getaffinity", lambda _: range(64))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with epilogue.compiled_aside():
+        pass
+    assert pool.jobs == epilogue.PROCESSES // 4
 
 
 @INTERPRETED
@@ -122,6 +164,32 @@ def test_a_pass_for_the_kernels_leaves_nothing_behind(batches, monkeypatch):
     assert torch.equal(torch.get_rng_state(), random)
     assert all(parameter.grad is None for parameter in model.parameters())
     switch.assert_alike(switch.gradients(model), expected)
+
+
+@INTERPRETED
+def test_products_that_are_left_out_leave_nothing_behind(monkeypatch):
+    """All of them: what they would write is whatever memory holds, here no numbers, and lanes and skips read it."""
+    monkeypatch.setattr(epilogue, "present", lambda: True)
+    monkeypatch.setattr(elements, "PLACE", 0)
+    monkeypatch.setattr(precompile, "compiled_aside", contextlib.nullcontext)
+    expected = blocks.gradients(blocks.build(length=32))
+    model, seen = blocks.build(length=32), []
+    fast.hide(model)
+    found = epilogue.Product._by_tensors
+
+    def left_out(product, a, b, out, c, operands):
+        sums = found(product, a, b, out, c, operands)
+        for tensor in (out, *(operands[name] for name in product.also), *sums.values()):
+            tensor.fill_(torch.nan)
+        seen.append(product)
+        return sums
+
+    with monkeypatch.context() as aside:
+        aside.setattr(epilogue.Product, "_by_tensors", left_out)
+        precompile.precompile(model, dataclasses.replace(switch.TRAIN, batches="packed"))
+    assert {products.past_mix_of_first, products.past_mix_of_lane_and_skip} <= set(seen)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    blocks.assert_alike(blocks.gradients(model), expected)
 
 
 def _tripled(acc):
