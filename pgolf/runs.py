@@ -11,6 +11,7 @@ it wrote and what params.yaml says now.
 import functools
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -221,9 +222,12 @@ def _git(root: Path, *arguments: str) -> list[str] | None:
 
 
 def _output(root: Path, *command: str) -> bytes | None:
-    """What a command prints, or None where it fails."""
+    """What a command prints, or None where it fails. DVC's report on its use would be made by a process that outlives
+    the command and writes into the folder, which is only read here.
+    """
+    quiet = os.environ | {"DVC_NO_ANALYTICS": "1"}
     try:
-        done = subprocess.run(command, cwd=root, capture_output=True, check=False)
+        done = subprocess.run(command, cwd=root, capture_output=True, check=False, env=quiet)
     except FileNotFoundError:
         raise InputError("git is not installed: name folders instead of revisions") from None
     return done.stdout if done.returncode == 0 else None

@@ -237,7 +237,16 @@ def repository(tmp_path: Path) -> Path:
     return root
 
 
-def test_revisions_and_experiments_are_read_without_a_checkout(repository: Path) -> None:
+def test_revisions_and_experiments_are_read_without_a_checkout(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does DVC leave a process that would write into the folder later."""
+    run, quiet = subprocess.run, []
+    monkeypatch.setattr(
+        subprocess,
+        "run",
+        lambda *command, **how: (quiet.append(how["env"]["DVC_NO_ANALYTICS"]), run(*command, **how))[1],
+    )
     before = sorted(path for path in repository.rglob("*") if ".git/" not in str(path))
     head, experiment = find_runs(["HEAD", "happy-dog"], repository)
     assert (head.value("evaluate", "val_loss"), experiment.value("evaluate", "val_loss")) == (2.0, 3.0)
@@ -248,6 +257,7 @@ def test_revisions_and_experiments_are_read_without_a_checkout(repository: Path)
     found = against(*grouped([head, experiment]), RULES)
     assert found.bootstraps[0][1].documents == 3
     assert sorted(path for path in repository.rglob("*") if ".git/" not in str(path)) == before
+    assert set(quiet) == {"1"}
     assert load_run("workspace", repository).value("evaluate", "val_loss") == 2.0
     with pytest.raises(InputError, match=r"no artifacts/compress/model\.pgolf here"):
         head.file(paths.ARTIFACT)
