@@ -130,14 +130,14 @@ def together(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("together")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._dynamo", "pgolf.train.run"])  # slow to import
-    files, results = token_shards(folder, VOCAB, 4000, document=29), context.SimpleQueue()
+    files, results = token_shards(folder, VOCAB, 4000, document=29), context.Queue()
     processes = [
         context.Process(target=work, args=(rank, request.param, files, folder, results), daemon=True)
         for rank in range(request.param)
     ]
     for process in processes:
         process.start()
-    found = dict(results.get() for _ in processes)
+    found = dict(results.get(timeout=240) for _ in processes)  # of a process that died nothing comes
     for process in processes:
         process.join(20)
     assert [process.exitcode for process in processes] == [0] * request.param
